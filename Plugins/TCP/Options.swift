@@ -1,0 +1,104 @@
+import PluginKit
+
+/// The options of one header (RFC 9293, 3.1; RFC 7323).
+///
+/// SACK-permitted is recognised and not answered: loss recovery here is NewReno's.
+struct Options {
+    static var mssKind: UInt8 { 2 }
+    static var windowScaleKind: UInt8 { 3 }
+    static var sackPermittedKind: UInt8 { 4 }
+    static var timestampKind: UInt8 { 8 }
+
+    /// Bytes of the timestamp option with its padding, on every segment of a connection that uses it.
+    static var timestampLength: UInt32 { 12 }
+    /// NOP, NOP, kind 8, length 10: how nearly every sender lays the option out (RFC 7323, appendix A).
+    static var timestampPrefix: UInt32 { 0x0101_080a }
+
+    var hasMSS = false
+    var hasWindowScale = false
+    var hasTimestamp = false
+    var isSackPermitted = false
+    var windowScale: UInt8 = 0
+    var mss: UInt16 = 0
+    var timestamp: UInt32 = 0
+    var echo: UInt32 = 0
+
+    /// Reads `count` bytes of options. An option whose length is wrong ends the walk: what stands behind it cannot be
+    /// found (RFC 9293, MUST-7). MSS, window scale and SACK-permitted mean something only with SYN.
+    @inline(__always)
+    init(_ bytes: UnsafePointer<UInt8>, _ count: Int, isSyn: Bool) {
+        if count == Int(Options.timestampLength), bytes.load32(0) == Options.timestampPrefix {
+            hasTimestamp = true
+            timestamp = bytes.load32(4)
+            echo = bytes.load32(8)
+        } else if count > 0 {
+            walk(bytes, count, isSyn)
+        }
+    }
+
+    @inline(never)
+    private mutating func walk(_ bytes: UnsafePointer<UInt8>, _ count: Int, _ isSyn: Bool) {
+        var at = 0
+        while at < count {
+            let kind = bytes[at]
+            if kind == 0 { return }
+            if kind == 1 {
+                at += 1
+                continue
+            }
+            guard at + 1 < count else { return }
+            let length = Int(bytes[at + 1])
+            guard length >= 2, at + length <= count else { return }
+            switch kind {
+            case Options.mssKind where length == 4 && isSyn:
+                hasMSS = true
+                mss = bytes.load16(at + 2)
+            case Options.windowScaleKind where length == 3 && isSyn:
+                hasWindowScale = true
+                // RFC 7323, 2.3: a larger shift counts as 14.
+                windowScale = min(bytes[at + 2], 14)
+            case Options.sackPermittedKind where length == 2 && isSyn:
+                isSackPermitted = true
+            case Options.timestampKind where length == 10:
+                hasTimestamp = true
+                timestamp = bytes.load32(at + 2)
+                echo = bytes.load32(at + 6)
+            default:
+                break
+            }
+            at += length
+        }
+    }
+}
+
+/// What a SYN of ours offers.
+struct SynOptions {
+    var mss: UInt16
+    /// Nil: none offered.
+    var windowScale: UInt8?
+    /// Value and echo; nil: none.
+    var timestamp: (value: UInt32, echo: UInt32)?
+
+    /// Writes the options, padded to words, at `place`, which has room for 40 bytes. Returns their length.
+    func write(_ place: UnsafeMutablePointer<UInt8>) -> UInt32 {
+        var at = 0
+        place[0] = Options.mssKind
+        place[1] = 4
+        place.store16(2, mss)
+        at = 4
+        if let windowScale {
+            place[at] = 1
+            place[at + 1] = Options.windowScaleKind
+            place[at + 2] = 3
+            place[at + 3] = windowScale
+            at += 4
+        }
+        if let timestamp {
+            place.store32(at, Options.timestampPrefix)
+            place.store32(at + 4, timestamp.value)
+            place.store32(at + 8, timestamp.echo)
+            at += 12
+        }
+        return UInt32(at)
+    }
+}

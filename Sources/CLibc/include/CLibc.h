@@ -1,0 +1,159 @@
+/// The libc headers of the shim, and inline accessors for what Swift cannot express: errno, macros, atomics and system
+/// calls that must not pass through the very functions the shim replaces. Header only.
+#ifndef ALPS_CLIBC_H
+#define ALPS_CLIBC_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <arpa/inet.h>
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <ifaddrs.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <linux/sockios.h>
+#include <net/if.h>
+#include <net/if_arp.h>
+#include <net/route.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/ip.h>
+#include <netinet/tcp.h>
+#include <netpacket/packet.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <spawn.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+// errno, h_errno and the environment are macros or thread-local.
+static inline int alps_errno(void) { return errno; }
+static inline void alps_set_errno(int value) { errno = value; }
+static inline void alps_set_h_errno(int value) { h_errno = value; }
+static inline char **alps_environment(void) { return environ; }
+static inline const char *alps_program_name(void) { return program_invocation_short_name; }
+extern void __chk_fail(void) __attribute__((noreturn));
+
+// System calls that bypass every wrapper: no interposition, no cancellation point. They set errno.
+static inline int alps_sys_close(int fd) { return (int)syscall(SYS_close, fd); }
+static inline int alps_sys_getpid(void) { return (int)syscall(SYS_getpid); }
+static inline int alps_sys_socket(int domain, int type, int protocol) {
+    return (int)syscall(SYS_socket, domain, type, protocol);
+}
+static inline int alps_sys_socketpair(int domain, int type, int protocol, int *pair) {
+    return (int)syscall(SYS_socketpair, domain, type, protocol, pair);
+}
+static inline int alps_sys_connect(int fd, const void *address, unsigned length) {
+    return (int)syscall(SYS_connect, fd, address, length);
+}
+static inline int alps_sys_getpeername(int fd, void *address, unsigned *length) {
+    return (int)syscall(SYS_getpeername, fd, address, length);
+}
+static inline int alps_sys_getsockopt(int fd, int level, int name, void *value, unsigned *length) {
+    return (int)syscall(SYS_getsockopt, fd, level, name, value, length);
+}
+static inline int alps_sys_setsockopt(int fd, int level, int name, const void *value, unsigned length) {
+    return (int)syscall(SYS_setsockopt, fd, level, name, value, length);
+}
+static inline int alps_sys_shutdown(int fd, int how) { return (int)syscall(SYS_shutdown, fd, how); }
+static inline int alps_sys_fcntl(int fd, int command, long argument) {
+    return (int)syscall(SYS_fcntl, fd, command, argument);
+}
+static inline int alps_sys_dup3(int from, int to, int flags) { return (int)syscall(SYS_dup3, from, to, flags); }
+static inline long alps_sys_sendmsg(int fd, const struct msghdr *message, int flags) {
+    return syscall(SYS_sendmsg, fd, message, flags);
+}
+static inline long alps_sys_recvmsg(int fd, struct msghdr *message, int flags) {
+    return syscall(SYS_recvmsg, fd, message, flags);
+}
+static inline long alps_sys_send(int fd, const void *bytes, size_t count, int flags) {
+    return syscall(SYS_sendto, fd, bytes, count, flags, NULL, 0);
+}
+static inline long alps_sys_recv(int fd, void *bytes, size_t count, int flags) {
+    return syscall(SYS_recvfrom, fd, bytes, count, flags, NULL, NULL);
+}
+/// poll(2) of one descriptor; the events that are there, 0 at the time-out, -1.
+static inline int alps_sys_poll(int fd, int events, int milliseconds) {
+    struct pollfd entry = {.fd = fd, .events = (short)events};
+    struct timespec limit = {milliseconds / 1000, (long)(milliseconds % 1000) * 1000000};
+    long ready = syscall(SYS_ppoll, &entry, 1, milliseconds < 0 ? NULL : &limit, NULL, 0);
+    return ready > 0 ? entry.revents : (int)ready;
+}
+static inline long alps_sys_poll_many(struct pollfd *entries, unsigned count, const struct timespec *limit) {
+    return syscall(SYS_ppoll, entries, count, limit, NULL, 0);
+}
+static inline int alps_sys_memfd(const char *name, int flags) { return (int)syscall(SYS_memfd_create, name, flags); }
+static inline long alps_sys_write(int fd, const void *bytes, size_t count) {
+    return syscall(SYS_write, fd, bytes, count);
+}
+static inline long alps_sys_rewind(int fd) { return syscall(SYS_lseek, fd, 0L, 0); }
+static inline void *alps_stream_of(int fd, const char *mode) { return fdopen(fd, mode); }
+/// Waits until *word is no longer `expected`. A wait without time-out keeps the meaning of SA_RESTART.
+static inline long alps_sys_futex_wait(int *word, int expected) {
+    return syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, expected, NULL, NULL, 0);
+}
+static inline void alps_sys_futex_wake(int *word) { syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0); }
+
+/// Blocks every signal that is not the fault of the running instruction.
+static inline void alps_block_signals(sigset_t *old) {
+    sigset_t all;
+    sigfillset(&all);
+    sigdelset(&all, SIGSEGV);
+    sigdelset(&all, SIGBUS);
+    sigdelset(&all, SIGFPE);
+    sigdelset(&all, SIGILL);
+    sigdelset(&all, SIGTRAP);
+    pthread_sigmask(SIG_SETMASK, &all, old);
+}
+static inline void alps_restore_signals(const sigset_t *old) { pthread_sigmask(SIG_SETMASK, old, NULL); }
+
+// Macros that Swift does not import.
+static inline void *alps_map_anonymous(size_t length) {
+    void *area = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return area == MAP_FAILED ? NULL : area;
+}
+static const int alps_O_NONBLOCK = O_NONBLOCK;
+static const unsigned long alps_FIONREAD = FIONREAD;
+static const unsigned long alps_SIOCOUTQ = SIOCOUTQ;
+static const unsigned long alps_SIOCATMARK = SIOCATMARK;
+
+// The part of c-ares' binary interface that the resolver uses; the library is loaded at run time, if it is there.
+struct alps_ares_node {
+    int ttl, flags, family, socktype, protocol;
+    unsigned address_length;
+    struct sockaddr *address;
+    struct alps_ares_node *next;
+};
+struct alps_ares_cname {
+    int ttl;
+    char *alias, *name;
+    struct alps_ares_cname *next;
+};
+struct alps_ares_result {
+    struct alps_ares_cname *cnames;
+    struct alps_ares_node *nodes;
+};
+struct alps_ares_hints {
+    int flags, family, socktype, protocol;
+};
+
+#endif

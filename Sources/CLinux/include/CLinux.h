@@ -1,0 +1,71 @@
+/// Linux headers and ioctl numbers that Swift's Glibc module leaves out, and macros it cannot import. Header only.
+#ifndef ALPS_CLINUX_H
+#define ALPS_CLINUX_H
+
+// Without _GNU_SOURCE: Swift's Glibc module is built without it, and a file that imports both modules must see the same
+// types in both. What only _GNU_SOURCE shows is declared at the end.
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/if_tun.h>
+#include <linux/virtio_net.h>
+#include <net/if.h>
+#include <net/if_arp.h>
+#include <net/route.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+// Ioctl numbers are function-like macros, which Swift does not import.
+static const unsigned long alps_TUNSETIFF = TUNSETIFF;
+static const unsigned long alps_TUNSETOFFLOAD = TUNSETOFFLOAD;
+static const unsigned long alps_TUNSETVNETHDRSZ = TUNSETVNETHDRSZ;
+static const unsigned long alps_TUNGETFEATURES = TUNGETFEATURES;
+
+// What <fcntl.h>, <sys/mman.h>, <sys/socket.h> and <unistd.h> show with _GNU_SOURCE only.
+#include <linux/memfd.h>
+
+static const int alps_F_ADD_SEALS = 1033;
+static const int alps_F_GET_SEALS = 1034;
+static const int alps_F_SEAL_SEAL = 1;
+static const int alps_F_SEAL_SHRINK = 2;
+static const int alps_F_SEAL_GROW = 4;
+static const int alps_SCM_CREDENTIALS = 2;
+static const int alps_EPOLLRDHUP = 0x2000;
+static const int alps_POLLRDHUP = 0x2000;
+
+/// struct ucred, as SO_PEERCRED and SCM_CREDENTIALS carry it.
+typedef struct alps_ucred {
+    pid_t pid;
+    uid_t uid;
+    gid_t gid;
+} alps_ucred;
+
+int memfd_create(const char *name, unsigned int flags);
+int accept4(int fd, struct sockaddr *address, socklen_t *length, int flags);
+int pipe2(int fds[2], int flags);
+int setns(int fd, int type);
+
+// Swift does not import variadic functions.
+static inline int alps_ioctl(int fd, unsigned long request, void *argument) { return ioctl(fd, request, argument); }
+static inline int alps_ioctl_value(int fd, unsigned long request, unsigned long argument) {
+    return ioctl(fd, request, argument);
+}
+
+#endif

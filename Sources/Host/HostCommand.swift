@@ -1,0 +1,178 @@
+import ArgumentParser
+import CLinux
+import Foundation
+import Glibc
+import Kernel
+
+/// `alps host`
+struct HostCommand: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "host",
+        abstract: "Run a stack in the foreground.",
+        discussion: """
+            Brings up lo0 and the interfaces named, loads the protocol plugins, and serves clients until SIGTERM or
+            SIGINT; then removes what it made.
+
+              alps host --interface tap:tap0 --address 10.11.12.13/24 --gateway 10.11.12.1
+              alps host --interface tap:tap0 --address 10.11.12.13/24 --gateway 10.11.12.1 \\
+                  --link "loss 5% delay 5ms" --capture /tmp/tap0.pcapng
+
+            The kernel's side of the tap gets the --gateway address, so that programs outside the stack can talk to it.
+            """)
+
+    @Option(name: .shortAndLong, help: "Name of the stack; clients find it by this.")
+    var name = "alps0"
+
+    @Option(help: "Interface to make: tap:NAME.")
+    var interface = "tap:tap0"
+
+    @Option(help: "Address of the stack on the interface, as A/LENGTH.")
+    var address: String?
+
+    @Option(help: "Default gateway; also the kernel's address on its side of the tap.")
+    var gateway: String?
+
+    @Option(help: "Hardware address of the stack, e.g. 02:00:00:00:00:01 (default: random, locally administered).")
+    var hwaddr: String?
+
+    @Flag(help: "Leave the kernel's side of the tap without an address.")
+    var noKernelAddress = false
+
+    @Option(help: "MTU of the interface in bytes.")
+    var mtu: Int?
+
+    @Option(help: "Directory with libalps-*.so (default: beside this program, then PREFIX/lib/alps).")
+    var plugins: String?
+
+    @Option(name: .customLong("plugin"), help: "Load PATH as plugin NAME instead of the usual file, as NAME=PATH.")
+    var pluginFiles: [String] = []
+
+    @Option(help: "Set a tunable, as NAME=VALUE.")
+    var sysctl: [String] = []
+
+    @Option(help: "Write every packet of the interface to this pcapng file.")
+    var capture: String?
+
+    @Option(help: "Emulate a link in front of the interface: \"loss 5% delay 5ms rate 10mbit\" (see docs).")
+    var link: String?
+
+    @Option(help: "Path of the control socket (default: /run/alps/NAME.sock).")
+    var socket: String?
+
+    @Option(help: .hidden)
+    var readyFd: Int32?
+
+    /// In the order in which they are loaded: each finds the interfaces it needs.
+    private static let protocols = ["arp", "ipv4", "icmp", "udp", "tcp"]
+
+    func validate() throws {
+        guard interface.hasPrefix("tap:"), interface.count > 4 else {
+            throw ValidationError("'\(interface)' is not an interface: use tap:NAME, e.g. tap:tap0.")
+        }
+        if let address, NetworkAddress.Prefix(address) == nil {
+            throw ValidationError("'\(address)' is not an address with a prefix length: use e.g. 10.11.12.13/24.")
+        }
+        if let gateway, NetworkAddress(gateway) == nil {
+            throw ValidationError("'\(gateway)' is not an IPv4 address.")
+        }
+        for setting in sysctl where !setting.contains("=") {
+            throw ValidationError("'\(setting)' is not a setting: use NAME=VALUE.")
+        }
+        for file in pluginFiles where !file.contains("=") {
+            throw ValidationError("'\(file)' is not a plugin: use NAME=PATH.")
+        }
+    }
+
+    func run() throws {
+        do { try serve() } catch let error as KernelError { throw failure(error.message) }
+    }
+
+    private func serve() throws {
+        setvbuf(stdout, nil, _IOLBF, 0)
+        signal(SIGPIPE, SIG_IGN)
+        raiseDescriptorLimit()
+        let started = DispatchTime.now()
+        let kernel = Kernel(KernelConfiguration(name: name))
+        let reactor = try Reactor(kernel: kernel)
+        kernel.reactor = reactor
+        // The control socket comes first: a name that is taken is refused before anything is made.
+        let server = try ControlServer(kernel: kernel, path: socket)
+        kernel.server = server
+        defer { kernel.shutdown() }
+
+        print("Alps \(HostVersion.text) #\(getpid()): stack '\(name)'")
+        print("real memory limit: mbufs \(kernel.configuration.mbufLimit >> 20) MiB")
+        kernel.installQueries(version: HostVersion.text, started: started.uptimeNanoseconds)
+        try kernel.interfaces.addLoopback()
+        print("lo0: 127.0.0.1/8 mtu 65535")
+        try loadPlugins(kernel)
+        for setting in sysctl {
+            let parts = setting.split(separator: "=", maxSplits: 1).map(String.init)
+            try kernel.tunables.set(parts[0], parts[1])
+        }
+        try bringUpInterface(kernel)
+
+        reactor.onSignals([SIGTERM, SIGINT]) { reactor.stop() }
+        try server.start()
+        print("control socket: \(server.path)")
+        print("ready")
+        if let readyFd {
+            var byte: UInt8 = 1
+            _ = write(readyFd, &byte, 1)
+            close(readyFd)
+        }
+        reactor.run()
+        print("shutting down")
+    }
+
+    /// Every socket costs a descriptor.
+    private func raiseDescriptorLimit() {
+        var limit = rlimit()
+        guard getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit) == 0 else { return }
+        limit.rlim_cur = limit.rlim_max
+        setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+    }
+
+    private func loadPlugins(_ kernel: Kernel) throws {
+        var search = PluginSearchPath()
+        if let plugins { search = PluginSearchPath(directory: plugins) }
+        var files: [String: String] = [:]
+        for file in pluginFiles {
+            let parts = file.split(separator: "=", maxSplits: 1).map(String.init)
+            files[parts[0]] = parts[1]
+        }
+        for name in Self.protocols {
+            let path = try files.removeValue(forKey: name) ?? search.find(name)
+            let instance = try kernel.plugins.load(path: path, as: nil)
+            print("\(instance.variant): \(instance.version), \(instance.summary)")
+        }
+        for (name, path) in files.sorted(by: { $0.key < $1.key }) {
+            let instance = try kernel.plugins.load(path: path, as: name)
+            print("\(instance.variant): \(instance.version), \(instance.summary)")
+        }
+    }
+
+    private func bringUpInterface(_ kernel: Kernel) throws {
+        let interfaceName = String(interface.dropFirst(4))
+        let tap = try Tap(name: interfaceName, kernel: kernel)
+        var device: Device = tap
+        if let link { device = try EmulatedLink.wrapping(tap, spec: LinkSpec(parsing: link), kernel: kernel) }
+        let hardware = try hwaddr.map(HardwareAddress.init(parsing:)) ?? HardwareAddress.random(kernel.random)
+        let interface = try kernel.interfaces.add(name: interfaceName, device: device, hardware: hardware, mtu: mtu ?? 1500)
+        if let capture { try interface.startCapture(path: capture) }
+        if let address, let prefix = NetworkAddress.Prefix(address) {
+            if !noKernelAddress, let gateway {
+                try KernelSide.configure(interface: interfaceName, address: gateway, prefixLength: prefix.length, mtu: mtu)
+            } else {
+                try KernelSide.bringUp(interface: interfaceName)
+            }
+            try kernel.interfaces.addAddress(interface, prefix.address, prefixLength: prefix.length)
+        } else {
+            try KernelSide.bringUp(interface: interfaceName)
+        }
+        if let gateway, let address = NetworkAddress(gateway) {
+            try kernel.routes.addDefault(gateway: address.address, interface: interface)
+        }
+        print("\(interfaceName): ether \(hardware) \(self.address.map { "inet \($0) " } ?? "")mtu \(mtu ?? 1500)")
+    }
+}

@@ -1,0 +1,1 @@
+package final class ControlServer { package func stop() {} }

@@ -1,0 +1,188 @@
+import CLinux
+import Glibc
+
+/// Something with a descriptor that the reactor watches.
+open class ReadyHandler {
+    package init() {}
+
+    /// The descriptor is ready: EPOLLIN, EPOLLOUT, EPOLLHUP, ... as epoll_wait gave them.
+    package func ready(_ events: UInt32) {}
+
+    /// Place in the reactor's table while watched.
+    fileprivate var slot = -1
+}
+
+/// The live host's event loop: epoll, one thread, turns. Sleeps until a descriptor is ready or the next timer is due; an
+/// idle host has no periodic wake-up.
+package final class Reactor {
+    private let kernel: Kernel
+    private let epoll: Int32
+    private let wakeDescriptor: Int32
+    private var signalDescriptor: Int32 = -1
+    private var handlers: [ReadyHandler?] = []
+    private var generations: [UInt32] = []
+    private var freeSlots: [Int] = []
+    private var running = false
+    private let events: UnsafeMutablePointer<epoll_event>
+    private static let batch = 256
+    private let posted = PostedWork()
+    private var onSignal: (() -> Void)?
+
+    package init(kernel: Kernel) throws {
+        self.kernel = kernel
+        epoll = epoll_create1(Int32(EPOLL_CLOEXEC))
+        wakeDescriptor = eventfd(0, Int32(EFD_CLOEXEC | EFD_NONBLOCK))
+        guard epoll >= 0, wakeDescriptor >= 0 else {
+            throw KernelError(errno, "cannot make an event loop: \(String(cString: strerror(errno)))")
+        }
+        events = .allocate(capacity: Self.batch)
+        var event = epoll_event(events: UInt32(EPOLLIN.rawValue), data: epoll_data(u64: .max))
+        epoll_ctl(epoll, EPOLL_CTL_ADD, wakeDescriptor, &event)
+    }
+
+    deinit {
+        events.deallocate()
+        Glibc.close(epoll)
+        Glibc.close(wakeDescriptor)
+        if signalDescriptor >= 0 { Glibc.close(signalDescriptor) }
+    }
+
+    // MARK: Watching
+
+    /// Watches `descriptor`; `events` are EPOLL flags.
+    package func add(_ descriptor: Int32, events mask: UInt32, handler: ReadyHandler) throws {
+        let slot: Int
+        if let free = freeSlots.popLast() {
+            slot = free
+            handlers[slot] = handler
+        } else {
+            slot = handlers.count
+            handlers.append(handler)
+            generations.append(0)
+        }
+        handler.slot = slot
+        var event = epoll_event(events: mask, data: epoll_data(u64: UInt64(generations[slot]) << 32 | UInt64(slot)))
+        guard epoll_ctl(epoll, EPOLL_CTL_ADD, descriptor, &event) == 0 else {
+            let error = errno
+            release(slot)
+            throw KernelError(error, "epoll: \(String(cString: strerror(error)))")
+        }
+    }
+
+    /// Changes what is watched for.
+    package func modify(_ descriptor: Int32, events mask: UInt32, handler: ReadyHandler) {
+        guard handler.slot >= 0 else { return }
+        let data = UInt64(generations[handler.slot]) << 32 | UInt64(handler.slot)
+        var event = epoll_event(events: mask, data: epoll_data(u64: data))
+        epoll_ctl(epoll, EPOLL_CTL_MOD, descriptor, &event)
+    }
+
+    /// Stops watching. Events of this batch that are still to be handed out for it are dropped.
+    package func remove(_ descriptor: Int32, handler: ReadyHandler) {
+        guard handler.slot >= 0 else { return }
+        epoll_ctl(epoll, EPOLL_CTL_DEL, descriptor, nil)
+        release(handler.slot)
+        handler.slot = -1
+    }
+
+    private func release(_ slot: Int) {
+        handlers[slot] = nil
+        generations[slot] &+= 1
+        freeSlots.append(slot)
+    }
+
+    // MARK: From elsewhere
+
+    /// Runs `work` on the loop thread soon. May be called from any thread.
+    package func post(_ work: @escaping @Sendable () -> Void) {
+        posted.append(work)
+        var one: UInt64 = 1
+        _ = Glibc.write(wakeDescriptor, &one, 8)
+    }
+
+    /// Blocks the signals for this process and runs `action` on the loop thread when one comes.
+    package func onSignals(_ signals: [Int32], _ action: @escaping () -> Void) {
+        var set = sigset_t()
+        sigemptyset(&set)
+        for signal in signals { sigaddset(&set, signal) }
+        pthread_sigmask(SIG_BLOCK, &set, nil)
+        signalDescriptor = signalfd(-1, &set, Int32(SFD_CLOEXEC | SFD_NONBLOCK))
+        onSignal = action
+        var event = epoll_event(events: UInt32(EPOLLIN.rawValue), data: epoll_data(u64: .max - 1))
+        epoll_ctl(epoll, EPOLL_CTL_ADD, signalDescriptor, &event)
+    }
+
+    /// Ends `run` after this turn.
+    package func stop() { running = false }
+
+    // MARK: Turns
+
+    /// Runs turns until `stop`.
+    package func run() {
+        running = true
+        while running {
+            let count = wait()
+            kernel.clock.update()
+            for index in 0..<max(Int(count), 0) { dispatch(events[index]) }
+            kernel.endTurn()
+        }
+    }
+
+    private func wait() -> Int32 {
+        var timeout = timespec()
+        if kernel.hasPendingWork { return epoll_wait(epoll, events, Int32(Self.batch), 0) }
+        let deadline = kernel.nextDeadline
+        if deadline == .max { return epoll_wait(epoll, events, Int32(Self.batch), -1) }
+        kernel.clock.update()
+        let now = kernel.clock.now
+        let delay = deadline > now ? deadline - now : 0
+        timeout.tv_sec = Int(delay / 1_000_000_000)
+        timeout.tv_nsec = Int(delay % 1_000_000_000)
+        return epoll_pwait2(epoll, events, Int32(Self.batch), &timeout, nil)
+    }
+
+    private func dispatch(_ event: epoll_event) {
+        let data = event.data.u64
+        if data == .max {
+            var count: UInt64 = 0
+            _ = Glibc.read(wakeDescriptor, &count, 8)
+            for work in posted.takeAll() { work() }
+            return
+        }
+        if data == .max - 1 {
+            var information = signalfd_siginfo()
+            _ = Glibc.read(signalDescriptor, &information, MemoryLayout<signalfd_siginfo>.size)
+            onSignal?()
+            return
+        }
+        let slot = Int(data & 0xffff_ffff)
+        guard generations[slot] == UInt32(data >> 32), let handler = handlers[slot] else { return }
+        handler.ready(event.events)
+    }
+}
+
+/// Work handed to the loop thread by others.
+private final class PostedWork: @unchecked Sendable {
+    private let lock = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
+    private var work: [@Sendable () -> Void] = []
+
+    init() { pthread_mutex_init(lock, nil) }
+
+    deinit {
+        pthread_mutex_destroy(lock)
+        lock.deallocate()
+    }
+
+    func append(_ item: @escaping @Sendable () -> Void) {
+        pthread_mutex_lock(lock)
+        work.append(item)
+        pthread_mutex_unlock(lock)
+    }
+
+    func takeAll() -> [@Sendable () -> Void] {
+        pthread_mutex_lock(lock)
+        defer { pthread_mutex_unlock(lock) }
+        defer { work.removeAll() }
+        return work
+    }
+}

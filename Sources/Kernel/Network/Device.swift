@@ -1,0 +1,28 @@
+import PluginAPI
+
+/// What carries frames for an interface: a tap, a loop, an end of an emulated link.
+open class Device {
+    /// The interface above; set when it is added.
+    package weak var interface: Interface?
+    /// ALPS_IFCAP_*: what the device does on output.
+    package let capabilities: UInt32
+
+    /// An emulated link in front of the device, on the way in.
+    package var receiving: EmulatedPath?
+
+    package init(capabilities: UInt32) { self.capabilities = capabilities }
+
+    /// Sends a list of packets with their link headers. Every packet is the device's afterwards. [consumes]
+    package func transmit(_ list: Mbuf) {
+        interface?.kernel.mbufs.free(list)
+    }
+
+    /// Packets that wait inside the device for the next turn.
+    package var hasQueuedPackets: Bool { false }
+
+    /// Hands on what has waited since the turn before.
+    package func drainQueue() {}
+
+    /// The interface is going away: release what the system gave.
+    package func close() {}
+}

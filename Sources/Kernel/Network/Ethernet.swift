@@ -1,0 +1,286 @@
+import Glibc
+import PluginAPI
+
+/// The link layer: frames to ethertypes on the way in, link headers and what the device cannot do on the way out.
+final class Ethernet {
+    private var kernel: Kernel!
+    static let headerLength = 14
+
+    /// Pointers only, so that a packet costs no reference counting.
+    private struct Taker {
+        var ethertype: UInt16
+        var input: @convention(c) (UnsafeMutableRawPointer, Mbuf) -> Void
+        var raw: UnsafeMutableRawPointer
+        var instance: Unmanaged<PluginInstance>
+    }
+
+    private static let maximumTakers = 16
+    private let takers = UnsafeMutablePointer<Taker>.allocate(capacity: maximumTakers)
+    private var takerCount = 0
+    /// Cells of "alps.neighbor/1:FAMILY".
+    private var neighborCell: UnsafePointer<alps_cell>!
+
+    deinit { takers.deallocate() }
+
+    func attach(_ kernel: Kernel) {
+        self.kernel = kernel
+        neighborCell = kernel.plugins.providedCell("alps.neighbor/1:\(ALPS_AF_INET)")
+    }
+
+    func setTakers(_ list: [(UInt16, @convention(c) (UnsafeMutableRawPointer, Mbuf) -> Void, PluginInstance)]) {
+        takerCount = 0
+        for (ethertype, input, instance) in list.prefix(Self.maximumTakers) {
+            (takers + takerCount).initialize(
+                to: Taker(ethertype: ethertype, input: input, raw: instance.raw, instance: .passUnretained(instance)))
+            takerCount += 1
+        }
+    }
+
+    // MARK: Input
+
+    /// A list of frames, `data` at the Ethernet header. [consumes]
+    func input(_ interface: Interface, _ list: Mbuf) {
+        let pool = kernel.mbufs
+        let now = kernel.clock.now
+        var runType: UInt16 = 0
+        var run: Mbuf?
+        var tail: Mbuf?
+        var next: Mbuf? = list
+        while let packet = next {
+            next = packet.pointee.nextpkt
+            packet.pointee.nextpkt = nil
+            interface.packetsIn &+= 1
+            interface.bytesIn &+= UInt64(packet.pointee.pkt.length)
+            if let capture = interface.capture { capture.record(packet, isOutput: false) }
+            guard interface.isUp, packet.pointee.length >= UInt32(Self.headerLength) else {
+                interface.errorsIn &+= 1
+                pool.freePacket(packet)
+                continue
+            }
+            let data = packet.pointee.data
+            let ethertype = UInt16(data[12]) << 8 | UInt16(data[13])
+            // Below 0x600 it is an IEEE 802.3 length: nobody here speaks LLC.
+            guard ethertype >= 0x600, isForUs(interface, data) || data[0] & 1 != 0 else {
+                interface.drops &+= 1
+                pool.freePacket(packet)
+                continue
+            }
+            var flags: UInt16 = 0
+            if data[0] & 1 != 0 {
+                let isBroadcast = (0..<6).allSatisfy { data[$0] == 0xff }
+                flags = UInt16(isBroadcast ? ALPS_PKT_BROADCAST : ALPS_PKT_MULTICAST)
+            }
+            packet.pointee.data += Self.headerLength
+            packet.pointee.length -= UInt32(Self.headerLength)
+            packet.pointee.pkt.length -= UInt32(Self.headerLength)
+            packet.pointee.pkt.flags = flags
+            packet.pointee.pkt.l2_length = UInt16(Self.headerLength)
+            packet.pointee.pkt.ethertype = ethertype
+            packet.pointee.pkt.ifindex = interface.raw.pointee.index
+            packet.pointee.pkt.timestamp = now
+            if packet.pointee.pkt.csum == UInt8(ALPS_CSUM_PARTIAL) {
+                let start = packet.pointee.pkt.csum_start
+                packet.pointee.pkt.csum_start = start >= UInt16(Self.headerLength) ? start - UInt16(Self.headerLength) : 0
+            }
+            if let first = run, runType != ethertype {
+                hand(runType, first, interface)
+                run = nil
+            }
+            if run == nil {
+                run = packet
+                runType = ethertype
+            } else {
+                tail?.pointee.nextpkt = packet
+            }
+            tail = packet
+        }
+        if let first = run { hand(runType, first, interface) }
+    }
+
+    /// A list of network packets of one family from lo0. [consumes]
+    func inputNetwork(_ interface: Interface, _ list: Mbuf) {
+        var next: Mbuf? = list
+        var run: Mbuf?
+        var tail: Mbuf?
+        var runType: UInt16 = 0
+        while let packet = next {
+            next = packet.pointee.nextpkt
+            packet.pointee.nextpkt = nil
+            interface.packetsIn &+= 1
+            interface.bytesIn &+= UInt64(packet.pointee.pkt.length)
+            if let capture = interface.capture { capture.record(packet, isOutput: false) }
+            packet.pointee.pkt.ifindex = interface.raw.pointee.index
+            packet.pointee.pkt.timestamp = kernel.clock.now
+            let ethertype = packet.pointee.pkt.ethertype
+            if let first = run, runType != ethertype {
+                hand(runType, first, interface)
+                run = nil
+            }
+            if run == nil {
+                run = packet
+                runType = ethertype
+            } else {
+                tail?.pointee.nextpkt = packet
+            }
+            tail = packet
+        }
+        if let first = run { hand(runType, first, interface) }
+    }
+
+    @inline(__always)
+    private func isForUs(_ interface: Interface, _ data: UnsafePointer<UInt8>) -> Bool {
+        memcmp(data, &interface.raw.pointee.hardware, 6) == 0
+    }
+
+    private func hand(_ ethertype: UInt16, _ list: Mbuf, _ interface: Interface) {
+        for index in 0..<takerCount where takers[index].ethertype == ethertype {
+            takers[index].instance._withUnsafeGuaranteedRef { $0.markBatch() }
+            takers[index].input(takers[index].raw, list)
+            return
+        }
+        var next: Mbuf? = list
+        while let packet = next {
+            next = packet.pointee.nextpkt
+            packet.pointee.nextpkt = nil
+            interface.drops &+= 1
+            kernel.mbufs.freePacket(packet)
+        }
+    }
+
+    // MARK: Output
+
+    /// A list of network packets to one next hop. [consumes]
+    func output(_ ifindex: UInt32, _ list: Mbuf, _ family: UInt16, _ nextHop: UnsafePointer<alps_addr>) -> Int32 {
+        guard let interface = kernel.interfaces.interface(ifindex), interface.isUp else {
+            kernel.mbufs.free(list)
+            return ENETDOWN
+        }
+        let ethertype: UInt16 = family == UInt16(ALPS_AF_INET) ? 0x0800 : 0x86dd
+        if interface.isLoopback {
+            return transmitLoopback(interface, list, ethertype)
+        }
+        var hardware: (UInt8, UInt8, UInt8, UInt8, UInt8, UInt8, UInt8, UInt8) = (0, 0, 0, 0, 0, 0, 0, 0)
+        let address = nextHop.pointee.bytes
+        let flags = list.pointee.pkt.flags
+        if flags & UInt16(ALPS_PKT_BROADCAST) != 0 || isBroadcast(interface, nextHop) {
+            hardware = (0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0)
+        } else if family == UInt16(ALPS_AF_INET), address.0 & 0xf0 == 0xe0 {
+            // RFC 1112, section 6.4: the low 23 bits of the group.
+            hardware = (0x01, 0x00, 0x5e, address.1 & 0x7f, address.2, address.3, 0, 0)
+        } else {
+            guard let ops = neighborCell.pointee.ops, let instance = neighborCell.pointee.`self` else {
+                kernel.mbufs.free(list)
+                return EHOSTUNREACH
+            }
+            let status = withUnsafeMutablePointer(to: &hardware) { pointer in
+                pointer.withMemoryRebound(to: UInt8.self, capacity: 8) {
+                    ops.assumingMemoryBound(to: alps_neighbor_ops.self).pointee.resolve(
+                        instance, ifindex, nextHop, list, $0)
+                }
+            }
+            // Held while a request is out is no error to the sender.
+            guard status == 0 else { return status == EAGAIN ? 0 : status }
+        }
+        return withUnsafePointer(to: &hardware) { pointer in
+            pointer.withMemoryRebound(to: UInt8.self, capacity: 8) { transmit(interface, list, ethertype, $0) }
+        }
+    }
+
+    /// One packet to a given link address. [consumes]
+    func outputLink(_ ifindex: UInt32, _ packet: Mbuf, _ ethertype: UInt16, _ destination: UnsafePointer<UInt8>) -> Int32 {
+        guard let interface = kernel.interfaces.interface(ifindex), interface.isUp, !interface.isLoopback else {
+            kernel.mbufs.free(packet)
+            return ENETDOWN
+        }
+        return transmit(interface, packet, ethertype, destination)
+    }
+
+    private func isBroadcast(_ interface: Interface, _ address: UnsafePointer<alps_addr>) -> Bool {
+        let bytes = address.pointee.bytes
+        if bytes.0 & bytes.1 & bytes.2 & bytes.3 == 0xff { return true }
+        for index in 0..<Int(interface.raw.pointee.address_count) {
+            guard let own = interface.raw.pointee.addresses?[index] else { continue }
+            let broadcast = own.broadcast.bytes
+            if broadcast.0 | broadcast.1 | broadcast.2 | broadcast.3 != 0, broadcast.0 == bytes.0, broadcast.1 == bytes.1,
+                broadcast.2 == bytes.2, broadcast.3 == bytes.3
+            {
+                return true
+            }
+        }
+        return false
+    }
+
+    private func transmitLoopback(_ interface: Interface, _ list: Mbuf, _ ethertype: UInt16) -> Int32 {
+        var next: Mbuf? = list
+        while let packet = next {
+            next = packet.pointee.nextpkt
+            packet.pointee.pkt.ethertype = ethertype
+            interface.packetsOut &+= 1
+            interface.bytesOut &+= UInt64(packet.pointee.pkt.length)
+        }
+        interface.device.transmit(list)
+        return 0
+    }
+
+    /// Adds the link header, does in software what the device cannot, and hands over.
+    private func transmit(
+        _ interface: Interface, _ list: Mbuf, _ ethertype: UInt16, _ destination: UnsafePointer<UInt8>
+    ) -> Int32 {
+        let pool = kernel.mbufs
+        let capabilities = interface.raw.pointee.capabilities
+        var first: Mbuf?
+        var last: Mbuf?
+        var failed: Int32 = 0
+        var next: Mbuf? = list
+        while let packet = next {
+            next = packet.pointee.nextpkt
+            packet.pointee.nextpkt = nil
+            var ready: Mbuf? = packet
+            if packet.pointee.pkt.gso_type != UInt8(ALPS_GSO_NONE), capabilities & UInt32(ALPS_IFCAP_TSO4) == 0 {
+                ready = pool.segment(packet)
+            } else if packet.pointee.pkt.csum == UInt8(ALPS_CSUM_PARTIAL), capabilities & UInt32(ALPS_IFCAP_TXCSUM) == 0 {
+                ready = pool.finishChecksum(packet)
+            }
+            if ready == nil {
+                interface.errorsOut &+= 1
+                failed = ENOBUFS
+            }
+            while let piece = ready {
+                ready = piece.pointee.nextpkt
+                piece.pointee.nextpkt = nil
+                guard let frame = pool.prepend(piece, Self.headerLength) else {
+                    interface.errorsOut &+= 1
+                    failed = ENOBUFS
+                    continue
+                }
+                let data = frame.pointee.data
+                memcpy(data, destination, 6)
+                memcpy(data + 6, &interface.raw.pointee.hardware, 6)
+                data[12] = UInt8(ethertype >> 8)
+                data[13] = UInt8(truncatingIfNeeded: ethertype)
+                frame.pointee.pkt.l2_length = UInt16(Self.headerLength)
+                frame.pointee.pkt.ethertype = ethertype
+                interface.packetsOut &+= 1
+                interface.bytesOut &+= UInt64(frame.pointee.pkt.length)
+                if let capture = interface.capture { capture.record(frame, isOutput: true) }
+                if let last { last.pointee.nextpkt = frame } else { first = frame }
+                last = frame
+            }
+        }
+        if let first { interface.device.transmit(first) }
+        return failed
+    }
+}
+
+extension Interface {
+    /// Frames from the device, `data` at the link header. [consumes]
+    package func receiveFrames(_ list: Mbuf) {
+        if let receiving = device.receiving { receiving.receive(list) } else { inputFrames(list) }
+    }
+
+    /// The same, past any emulated link.
+    func inputFrames(_ list: Mbuf) { kernel.interfaces.ethernet.input(self, list) }
+
+    /// Network packets from lo0. [consumes]
+    func inputNetworkPackets(_ list: Mbuf) { kernel.interfaces.ethernet.inputNetwork(self, list) }
+}

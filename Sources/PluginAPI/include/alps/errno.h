@@ -1,0 +1,52 @@
+/// Result codes: Linux errno numbers, spelled out since a plugin has no libc headers of its own.
+#ifndef ALPS_ERRNO_H
+#define ALPS_ERRNO_H
+
+#define ALPS_EPERM 1
+#define ALPS_ENOENT 2
+#define ALPS_EINTR 4
+#define ALPS_EIO 5
+#define ALPS_ENXIO 6
+#define ALPS_EBADF 9
+#define ALPS_EAGAIN 11
+#define ALPS_ENOMEM 12
+#define ALPS_EACCES 13
+#define ALPS_EFAULT 14
+#define ALPS_EBUSY 16
+#define ALPS_EEXIST 17
+#define ALPS_ENODEV 19
+#define ALPS_EINVAL 22
+#define ALPS_ENOSPC 28
+#define ALPS_EPIPE 32
+#define ALPS_EDOM 33
+#define ALPS_ERANGE 34
+#define ALPS_ENOSYS 38
+#define ALPS_EPROTO 71
+#define ALPS_EBADMSG 74
+#define ALPS_ERESTART 85
+#define ALPS_ENOTSOCK 88
+#define ALPS_EDESTADDRREQ 89
+#define ALPS_EMSGSIZE 90
+#define ALPS_EPROTOTYPE 91
+#define ALPS_ENOPROTOOPT 92
+#define ALPS_EPROTONOSUPPORT 93
+#define ALPS_ESOCKTNOSUPPORT 94
+#define ALPS_EOPNOTSUPP 95
+#define ALPS_EAFNOSUPPORT 97
+#define ALPS_EADDRINUSE 98
+#define ALPS_EADDRNOTAVAIL 99
+#define ALPS_ENETDOWN 100
+#define ALPS_ENETUNREACH 101
+#define ALPS_ECONNABORTED 103
+#define ALPS_ECONNRESET 104
+#define ALPS_ENOBUFS 105
+#define ALPS_EISCONN 106
+#define ALPS_ENOTCONN 107
+#define ALPS_ETIMEDOUT 110
+#define ALPS_ECONNREFUSED 111
+#define ALPS_EHOSTDOWN 112
+#define ALPS_EHOSTUNREACH 113
+#define ALPS_EALREADY 114
+#define ALPS_EINPROGRESS 115
+
+#endif

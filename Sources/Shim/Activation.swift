@@ -1,0 +1,114 @@
+import CLibc
+import ClientAPI
+import ShimEntry
+
+/// What the process inherited from `alps run`. Every global of the shim is constant-initialised: a lazily initialised one
+/// would hide a lock that a fork or a signal handler can find taken.
+struct Activation {
+    /// Set-up has run.
+    var ready = false
+    /// There is a stack to talk to; else everything passes through.
+    var active = false
+    /// The process installed a seccomp filter, or is about to: no system call but those it asked for.
+    var confined = false
+    /// The doorway's descriptor, -1 if there is none, and its cookie.
+    var doorway: Int32 = -1
+    var doorwayCookie: UInt64 = 0
+    /// "NAME=value" of the shim's variables as they were at the start, for programs started with another environment.
+    /// A program may overwrite its environment's memory (setproctitle), hence copies.
+    var socketVariable: UnsafeMutablePointer<CChar>? = nil
+    var doorwayVariable: UnsafeMutablePointer<CChar>? = nil
+    var bypassVariable: UnsafeMutablePointer<CChar>? = nil
+    var tcpVariable: UnsafeMutablePointer<CChar>? = nil
+    var udpVariable: UnsafeMutablePointer<CChar>? = nil
+    /// Path of this library.
+    var library: UnsafePointer<CChar>? = nil
+}
+
+nonisolated(unsafe) var activation = Activation()
+
+/// Runs set-up if nothing has run it yet: a constructor of another library may call us before ours has run.
+@inline(__always)
+func ensureReady() {
+    if !activation.ready { setUp() }
+}
+
+@c
+func alpsShimInitialise(
+    _ count: Int32, _ arguments: UnsafeMutableRawPointer?, _ environment: UnsafeMutableRawPointer?
+) {
+    ensureReady()
+}
+
+@used @section(".init_array")
+nonisolated(unsafe) let shimInitialiser:
+    @convention(c) (Int32, UnsafeMutableRawPointer?, UnsafeMutableRawPointer?) -> Void = alpsShimInitialise
+
+@inline(never)
+func setUp() {
+    let error = alps_errno()
+    findRealFunctions()
+    let socketPath = variable("ALPS_SOCKET")
+    let doorway = variable("ALPS_DOORWAY")
+    if (socketPath != nil || doorway != nil), mapFileTable() {
+        activation.library = alps_shim_path()
+        var text = variableTextArea()
+        activation.socketVariable = keep("ALPS_SOCKET", socketPath, &text)
+        activation.doorwayVariable = keep("ALPS_DOORWAY", doorway, &text)
+        activation.bypassVariable = keep("ALPS_BYPASS", variable("ALPS_BYPASS"), &text)
+        activation.tcpVariable = keep("ALPS_TCP", variable("ALPS_TCP"), &text)
+        activation.udpVariable = keep("ALPS_UDP", variable("ALPS_UDP"), &text)
+        if let doorway { findDoorway(doorway) }
+        if let ranges = variable("ALPS_BYPASS") { parseBypassRanges(ranges) }
+        alps_shim_at_fork(alpsShimAfterFork)
+        activation.active = true
+    }
+    activation.ready = true
+    alps_set_errno(error)
+}
+
+/// In the child of a fork: the parent's session is not ours. A new one is opened when it is first needed.
+@c
+func alpsShimAfterFork() {
+    alps_shim_lock_reset()
+    forgetSession()
+}
+
+@c(alps_shim_confined)
+public func processConfinesItself() {
+    activation.confined = true
+}
+
+private func variable(_ name: StaticString) -> UnsafeMutablePointer<CChar>? {
+    guard let value = getenv(UnsafeRawPointer(name.utf8Start).assumingMemoryBound(to: CChar.self)), value[0] != 0
+    else { return nil }
+    return value
+}
+
+/// Copies "NAME=value" to `text` and advances it.
+private func keep(
+    _ name: StaticString, _ value: UnsafeMutablePointer<CChar>?, _ text: inout UnsafeMutableBufferPointer<CChar>
+) -> UnsafeMutablePointer<CChar>? {
+    guard let value, let start = text.baseAddress else { return nil }
+    let nameLength = name.utf8CodeUnitCount
+    let valueLength = strlen(value)
+    let needed = nameLength + 1 + valueLength + 1
+    guard needed <= text.count else { return nil }
+    memcpy(start, name.utf8Start, nameLength)
+    start[nameLength] = 0x3d  // =
+    memcpy(start + nameLength + 1, value, valueLength + 1)
+    text = UnsafeMutableBufferPointer(start: start + needed, count: text.count - needed)
+    return start
+}
+
+private func findDoorway(_ text: UnsafeMutablePointer<CChar>) {
+    let descriptor = Int32(truncatingIfNeeded: strtol(text, nil, 10))
+    var type: Int32 = 0
+    var length = socklen_t(4)
+    guard descriptor > 2, alps_sys_getsockopt(descriptor, SOL_SOCKET, SO_TYPE, &type, &length) == 0,
+        type == Int32(SOCK_SEQPACKET.rawValue)
+    else { return }
+    activation.doorway = descriptor
+    activation.doorwayCookie = cookie(of: descriptor)
+    hide(descriptor)
+}

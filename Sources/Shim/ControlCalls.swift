@@ -1,0 +1,89 @@
+import CLibc
+import ClientAPI
+
+@c(alps_shim_ioctl)
+public func shimIoctl(_ descriptor: Int32, _ command: UInt, _ argument: UnsafeMutableRawPointer?) -> Int32 {
+    ensureReady()
+    if kind(of: descriptor) == .hidden { return fail(EBADF) }
+    guard isSocketCommand(command), let found = stackSocket(descriptor) else {
+        return real.ioctl.unsafelyUnwrapped(descriptor, command, argument)
+    }
+    switch command {
+    case alps_FIONREAD:
+        // What lies in a stream's pair is what a read would bring.
+        return found.pointee.isDatagram
+            ? nextDatagramSize(descriptor, found, argument) : real.ioctl.unsafelyUnwrapped(descriptor, command, argument)
+    case UInt(SIOCGIFCONF): return interfaceConfiguration(argument)
+    case UInt(SIOCADDRT), UInt(SIOCDELRT): return changeRoute(command, found.pointee.handle, argument)
+    case UInt(SIOCSPGRP), UInt(FIOSETOWN), UInt(SIOCGPGRP), UInt(FIOGETOWN):
+        return real.ioctl.unsafelyUnwrapped(descriptor, command, argument)
+    default:
+        let size = argumentSize(command)
+        guard let argument else { return fail(EFAULT) }
+        var request = alps_ioctl_request(command: UInt64(command), length: UInt32(size), reserved: 0)
+        let reply = ask(
+            ALPS_OP_IOCTL, found.pointee.handle, &request, MemoryLayout<alps_ioctl_request>.size, tail: argument, size,
+            into: argument, size)
+        return result(reply)
+    }
+}
+
+@c(sockatmark)
+public func shimSockatmark(_ descriptor: Int32) -> Int32 {
+    ensureReady()
+    guard stackSocket(descriptor) != nil else { return real.sockatmark.unsafelyUnwrapped(descriptor) }
+    var answer: Int32 = 0
+    return shimIoctl(descriptor, UInt(alps_SIOCATMARK), &answer) == 0 ? answer : -1
+}
+
+/// Commands that mean something to a socket of the stack: FIONREAD, SIOCOUTQ and the SIOC* block. FIONBIO, FIOASYNC and
+/// everything else are the descriptor's own.
+private func isSocketCommand(_ command: UInt) -> Bool {
+    command == alps_FIONREAD || command == alps_SIOCOUTQ || (0x8900...0x89ff).contains(command)
+}
+
+/// Linux gives these commands by number alone, without a size in it.
+private func argumentSize(_ command: UInt) -> Int {
+    switch command {
+    case UInt(alps_SIOCOUTQ), UInt(alps_SIOCATMARK), 0x894b /* SIOCOUTQNSD */: 4
+    case 0x8906, 0x8907 /* SIOCGSTAMP, SIOCGSTAMPNS */: 16
+    case UInt(SIOCSARP), UInt(SIOCGARP), UInt(SIOCDARP): MemoryLayout<arpreq>.size
+    default: MemoryLayout<ifreq>.size
+    }
+}
+
+/// FIONREAD of a datagram socket: bytes of the next datagram.
+private func nextDatagramSize(
+    _ descriptor: Int32, _ found: EntryPointer, _ argument: UnsafeMutableRawPointer?
+) -> Int32 {
+    guard let argument else { return fail(EFAULT) }
+    let error = alps_errno()
+    var byte: UInt8 = 0
+    let flags = Int32(MSG_PEEK | MSG_TRUNC | MSG_DONTWAIT)
+    var size = alps_sys_recv(descriptor, &byte, 1, flags)
+    if found.pointee.kind == .datagram { size -= MemoryLayout<alps_datagram_header>.size }
+    argument.storeBytes(of: Int32(max(size, 0)), as: Int32.self)
+    alps_set_errno(error)
+    return 0
+}
+
+/// A route's device is a pointer in Linux' structure: its name follows the structure, as 16 bytes.
+private func changeRoute(_ command: UInt, _ handle: UInt64, _ argument: UnsafeMutableRawPointer?) -> Int32 {
+    guard let argument else { return fail(EFAULT) }
+    struct RouteArgument {
+        var route = rtentry()
+        var device = [16 of UInt8](repeating: 0)
+    }
+    var data = RouteArgument()
+    data.route = argument.loadUnaligned(as: rtentry.self)
+    if let device = data.route.rt_dev {
+        let length = min(strlen(device), 15)
+        withUnsafeMutableBytes(of: &data.device) { _ = memcpy($0.baseAddress.unsafelyUnwrapped, device, length) }
+    }
+    data.route.rt_dev = nil
+    let size = MemoryLayout<rtentry>.size + 16
+    var request = alps_ioctl_request(command: UInt64(command), length: UInt32(size), reserved: 0)
+    return result(
+        ask(
+            ALPS_OP_IOCTL, handle, &request, MemoryLayout<alps_ioctl_request>.size, tail: &data, size))
+}

@@ -1,0 +1,417 @@
+import CLibc
+import ClientAPI
+
+// Reading and writing. On a stream each of these is the identical single system call of the kernel, so that a program's own
+// sandbox allows it; more happens only after a failure or at the end. Nothing here allocates.
+
+/// Flags whose meaning a pair does not have.
+private var specialFlags: Int32 { Int32(MSG_OOB | MSG_ERRQUEUE) }
+
+/// The kind of a descriptor for a call that only sockets have.
+@inline(__always)
+private func socketKind(_ descriptor: Int32) -> Kind {
+    let known = kind(of: descriptor)
+    guard known == .unknown else { return known }
+    return probe(descriptor)?.pointee.kind ?? .native
+}
+
+// MARK: - read
+
+@c(read)
+public func shimRead(_ descriptor: Int32, _ buffer: UnsafeMutableRawPointer?, _ count: Int) -> Int {
+    ensureReady()
+    switch kind(of: descriptor) {
+    case .native: return real.read.unsafelyUnwrapped(descriptor, buffer, count)
+    case .stream:
+        let got = real.read.unsafelyUnwrapped(descriptor, buffer, count)
+        return got > 0 || count == 0 ? got : finishRead(descriptor, got)
+    case .unknown:
+        let got = real.read.unsafelyUnwrapped(descriptor, buffer, count)
+        return got >= MemoryLayout<alps_datagram_header>.size ? stripInherited(descriptor, buffer, got) : got
+    case .datagram, .connectedDatagram: return receiveBytes(descriptor, buffer, count, 0, nil, nil)
+    case .freshStream:
+        guard becameConnected(descriptor) else { return fail(ENOTCONN) }
+        return real.read.unsafelyUnwrapped(descriptor, buffer, count)
+    case .listener: return fail(ENOTCONN)
+    case .hidden: return fail(EBADF)
+    }
+}
+
+@c(__read)
+public func shimUnderscoredRead(_ descriptor: Int32, _ buffer: UnsafeMutableRawPointer?, _ count: Int) -> Int {
+    shimRead(descriptor, buffer, count)
+}
+
+@c(__read_chk)
+public func shimReadChecked(
+    _ descriptor: Int32, _ buffer: UnsafeMutableRawPointer?, _ count: Int, _ capacity: Int
+) -> Int {
+    if UInt(bitPattern: count) > UInt(bitPattern: capacity) { __chk_fail() }
+    return shimRead(descriptor, buffer, count)
+}
+
+@c(readv)
+public func shimReadv(_ descriptor: Int32, _ vector: UnsafePointer<iovec>?, _ count: Int32) -> Int {
+    ensureReady()
+    switch kind(of: descriptor) {
+    case .native, .unknown: return real.readv.unsafelyUnwrapped(descriptor, vector, count)
+    case .stream:
+        let got = real.readv.unsafelyUnwrapped(descriptor, vector, count)
+        return got > 0 ? got : finishRead(descriptor, got)
+    case .datagram, .connectedDatagram:
+        guard let found = entry(of: descriptor) else { return fail(EBADF) }
+        var message = msghdr()
+        message.msg_iov = UnsafeMutablePointer(mutating: vector)
+        message.msg_iovlen = Int(count)
+        return receiveDatagram(descriptor, found, &message, 0)
+    case .freshStream:
+        guard becameConnected(descriptor) else { return fail(ENOTCONN) }
+        return real.readv.unsafelyUnwrapped(descriptor, vector, count)
+    case .listener: return fail(ENOTCONN)
+    case .hidden: return fail(EBADF)
+    }
+}
+
+/// A read from a descriptor nobody has looked at brought what may be a datagram with its header.
+@inline(never)
+private func stripInherited(_ descriptor: Int32, _ buffer: UnsafeMutableRawPointer?, _ count: Int) -> Int {
+    guard let buffer, buffer.loadUnaligned(as: UInt32.self) == ALPS_DATAGRAM_MAGIC, let found = probe(descriptor),
+        found.pointee.kind == .datagram
+    else { return count }
+    let size = MemoryLayout<alps_datagram_header>.size
+    memmove(buffer, buffer + size, count - size)
+    return count - size
+}
+
+// MARK: - recv
+
+@c(recv)
+public func shimRecv(_ descriptor: Int32, _ buffer: UnsafeMutableRawPointer?, _ count: Int, _ flags: Int32) -> Int {
+    shimRecvfrom(descriptor, buffer, count, flags, nil, nil)
+}
+
+@c(__recv)
+public func shimUnderscoredRecv(
+    _ descriptor: Int32, _ buffer: UnsafeMutableRawPointer?, _ count: Int, _ flags: Int32
+) -> Int {
+    shimRecvfrom(descriptor, buffer, count, flags, nil, nil)
+}
+
+@c(__recv_chk)
+public func shimRecvChecked(
+    _ descriptor: Int32, _ buffer: UnsafeMutableRawPointer?, _ count: Int, _ capacity: Int, _ flags: Int32
+) -> Int {
+    if UInt(bitPattern: count) > UInt(bitPattern: capacity) { __chk_fail() }
+    return shimRecvfrom(descriptor, buffer, count, flags, nil, nil)
+}
+
+@c(recvfrom)
+public func shimRecvfrom(
+    _ descriptor: Int32, _ buffer: UnsafeMutableRawPointer?, _ count: Int, _ flags: Int32,
+    _ address: UnsafeMutableRawPointer?, _ length: SocketLength?
+) -> Int {
+    ensureReady()
+    switch socketKind(descriptor) {
+    case .native, .unknown:
+        return real.recvfrom.unsafelyUnwrapped(descriptor, buffer, count, flags, address, length)
+    case .stream:
+        if flags & specialFlags != 0 { return receiveSpecial(descriptor, buffer, count, flags) }
+        // The pair would name the host's end; a TCP stream has no address here.
+        let got = real.recvfrom.unsafelyUnwrapped(descriptor, buffer, count, flags, nil, nil)
+        if address != nil, let length { length.pointee = 0 }
+        return got > 0 || count == 0 ? got : finishRead(descriptor, got)
+    case .datagram, .connectedDatagram: return receiveBytes(descriptor, buffer, count, flags, address, length)
+    case .freshStream:
+        guard becameConnected(descriptor) else { return fail(ENOTCONN) }
+        return real.recvfrom.unsafelyUnwrapped(descriptor, buffer, count, flags, nil, nil)
+    case .listener: return fail(ENOTCONN)
+    case .hidden: return fail(EBADF)
+    }
+}
+
+@c(__recvfrom_chk)
+public func shimRecvfromChecked(
+    _ descriptor: Int32, _ buffer: UnsafeMutableRawPointer?, _ count: Int, _ capacity: Int, _ flags: Int32,
+    _ address: UnsafeMutableRawPointer?, _ length: SocketLength?
+) -> Int {
+    if UInt(bitPattern: count) > UInt(bitPattern: capacity) { __chk_fail() }
+    return shimRecvfrom(descriptor, buffer, count, flags, address, length)
+}
+
+@c(recvmsg)
+public func shimRecvmsg(_ descriptor: Int32, _ message: UnsafeMutablePointer<msghdr>?, _ flags: Int32) -> Int {
+    ensureReady()
+    guard let message else { return real.recvmsg.unsafelyUnwrapped(descriptor, message, flags) }
+    switch socketKind(descriptor) {
+    case .native, .unknown:
+        let got = real.recvmsg.unsafelyUnwrapped(descriptor, message, flags)
+        if got >= 0, message.pointee.msg_controllen > MemoryLayout<cmsghdr>.size { forgetPassed(message) }
+        return got
+    case .stream:
+        if flags & specialFlags != 0 {
+            let first = message.pointee.msg_iovlen > 0 ? message.pointee.msg_iov?.pointee : nil
+            return receiveSpecial(descriptor, first?.iov_base, first?.iov_len ?? 0, flags)
+        }
+        var inner = message.pointee
+        inner.msg_name = nil
+        inner.msg_namelen = 0
+        let got = real.recvmsg.unsafelyUnwrapped(descriptor, &inner, flags)
+        message.pointee.msg_namelen = 0
+        message.pointee.msg_controllen = inner.msg_controllen
+        message.pointee.msg_flags = inner.msg_flags
+        return got > 0 ? got : finishRead(descriptor, got)
+    case .datagram, .connectedDatagram:
+        guard let found = entry(of: descriptor) else { return fail(EBADF) }
+        return receiveDatagram(descriptor, found, message, flags)
+    case .freshStream:
+        guard becameConnected(descriptor) else { return fail(ENOTCONN) }
+        return shimRecvmsg(descriptor, message, flags)
+    case .listener: return fail(ENOTCONN)
+    case .hidden: return fail(EBADF)
+    }
+}
+
+@c(recvmmsg)
+public func shimRecvmmsg(
+    _ descriptor: Int32, _ messages: UnsafeMutablePointer<mmsghdr>?, _ count: UInt32, _ flags: Int32,
+    _ timeout: UnsafeMutablePointer<timespec>?
+) -> Int32 {
+    ensureReady()
+    let kind = socketKind(descriptor)
+    guard let messages, kind != .native, kind != .unknown, kind != .hidden else {
+        return real.recvmmsg.unsafelyUnwrapped(descriptor, messages, count, flags, timeout)
+    }
+    var deadline = timespec()
+    if let timeout {
+        clock_gettime(CLOCK_MONOTONIC, &deadline)
+        deadline.tv_sec += timeout.pointee.tv_sec
+        deadline.tv_nsec += timeout.pointee.tv_nsec
+    }
+    let waitForOne = Int32(MSG_WAITFORONE)
+    var flags = flags
+    var done: UInt32 = 0
+    while done < min(count, 1024) {
+        let got = shimRecvmsg(descriptor, &messages[Int(done)].msg_hdr, flags & ~waitForOne)
+        if got < 0 { break }
+        messages[Int(done)].msg_len = UInt32(got)
+        done += 1
+        if flags & waitForOne != 0 { flags |= Int32(MSG_DONTWAIT) }
+        if got == 0, kind == .stream { break }
+        if timeout != nil {
+            // As the kernel: the time is looked at after each message only.
+            var now = timespec()
+            clock_gettime(CLOCK_MONOTONIC, &now)
+            if (now.tv_sec - deadline.tv_sec) * 1_000_000_000 + (now.tv_nsec - deadline.tv_nsec) >= 0 { break }
+        }
+    }
+    return done > 0 ? Int32(done) : count == 0 ? 0 : -1
+}
+
+/// MSG_OOB and MSG_ERRQUEUE on a stream.
+@inline(never)
+private func receiveSpecial(
+    _ descriptor: Int32, _ buffer: UnsafeMutableRawPointer?, _ count: Int, _ flags: Int32
+) -> Int {
+    if flags & Int32(MSG_ERRQUEUE) != 0 { return fail(EAGAIN) }
+    guard let found = stackSocket(descriptor) else { return fail(EBADF) }
+    var request = UInt32(bitPattern: flags & Int32(MSG_PEEK))
+    var byte: UInt8 = 0
+    let reply = ask(ALPS_OP_RECV_OOB, found.pointee.handle, &request, 4, into: &byte, 1)
+    guard reply.error == 0 else { return fail(reply.error == hostGone ? ECONNRESET : reply.error) }
+    guard reply.length > 0, count > 0, let buffer else { return 0 }
+    buffer.storeBytes(of: byte, as: UInt8.self)
+    return 1
+}
+
+/// Descriptors that came with a message: what was known of their numbers is void.
+private func forgetPassed(_ message: UnsafeMutablePointer<msghdr>) {
+    guard let control = message.pointee.msg_control else { return }
+    let end = Int(message.pointee.msg_controllen)
+    var position = 0
+    while position + MemoryLayout<cmsghdr>.size <= end {
+        let header = (control + position).loadUnaligned(as: cmsghdr.self)
+        let length = Int(header.cmsg_len)
+        guard length >= MemoryLayout<cmsghdr>.size, position + length <= end else { return }
+        if header.cmsg_level == SOL_SOCKET, header.cmsg_type == Int32(SCM_RIGHTS) {
+            var each = position + MemoryLayout<cmsghdr>.size
+            while each + 4 <= position + length {
+                clearEntry((control + each).loadUnaligned(as: Int32.self))
+                each += 4
+            }
+        }
+        position += (length + 7) & ~7
+    }
+}
+
+// MARK: - write
+
+@c(write)
+public func shimWrite(_ descriptor: Int32, _ buffer: UnsafeRawPointer?, _ count: Int) -> Int {
+    ensureReady()
+    switch kind(of: descriptor) {
+    case .native, .unknown: return real.write.unsafelyUnwrapped(descriptor, buffer, count)
+    case .stream:
+        let sent = real.write.unsafelyUnwrapped(descriptor, buffer, count)
+        return sent >= 0 ? sent : finishWrite(descriptor)
+    case .datagram, .connectedDatagram: return sendBytes(descriptor, buffer, count, 0, nil, 0)
+    case .freshStream:
+        guard becameConnected(descriptor) else { return brokenPipe(0) }
+        return real.write.unsafelyUnwrapped(descriptor, buffer, count)
+    case .listener: return brokenPipe(0)
+    case .hidden: return fail(EBADF)
+    }
+}
+
+@c(__write)
+public func shimUnderscoredWrite(_ descriptor: Int32, _ buffer: UnsafeRawPointer?, _ count: Int) -> Int {
+    shimWrite(descriptor, buffer, count)
+}
+
+@c(writev)
+public func shimWritev(_ descriptor: Int32, _ vector: UnsafePointer<iovec>?, _ count: Int32) -> Int {
+    ensureReady()
+    switch kind(of: descriptor) {
+    case .native, .unknown: return real.writev.unsafelyUnwrapped(descriptor, vector, count)
+    case .stream:
+        let sent = real.writev.unsafelyUnwrapped(descriptor, vector, count)
+        return sent >= 0 ? sent : finishWrite(descriptor)
+    case .datagram, .connectedDatagram:
+        guard let found = entry(of: descriptor) else { return fail(EBADF) }
+        var message = msghdr()
+        message.msg_iov = UnsafeMutablePointer(mutating: vector)
+        message.msg_iovlen = Int(count)
+        return sendDatagram(descriptor, found, &message, 0)
+    case .freshStream:
+        guard becameConnected(descriptor) else { return brokenPipe(0) }
+        return real.writev.unsafelyUnwrapped(descriptor, vector, count)
+    case .listener: return brokenPipe(0)
+    case .hidden: return fail(EBADF)
+    }
+}
+
+@c(send)
+public func shimSend(_ descriptor: Int32, _ buffer: UnsafeRawPointer?, _ count: Int, _ flags: Int32) -> Int {
+    shimSendto(descriptor, buffer, count, flags, nil, 0)
+}
+
+@c(__send)
+public func shimUnderscoredSend(_ descriptor: Int32, _ buffer: UnsafeRawPointer?, _ count: Int, _ flags: Int32) -> Int {
+    shimSendto(descriptor, buffer, count, flags, nil, 0)
+}
+
+@c(sendto)
+public func shimSendto(
+    _ descriptor: Int32, _ buffer: UnsafeRawPointer?, _ count: Int, _ flags: Int32, _ address: UnsafeRawPointer?,
+    _ length: socklen_t
+) -> Int {
+    ensureReady()
+    switch socketKind(descriptor) {
+    case .native, .unknown:
+        return real.sendto.unsafelyUnwrapped(descriptor, buffer, count, flags, address, length)
+    case .stream:
+        if flags & Int32(MSG_OOB) != 0 { return sendUrgent(descriptor, buffer, count, flags) }
+        let sent = real.sendto.unsafelyUnwrapped(descriptor, buffer, count, flags, nil, 0)
+        return sent >= 0 ? sent : finishWrite(descriptor)
+    case .datagram, .connectedDatagram: return sendBytes(descriptor, buffer, count, flags, address, length)
+    case .freshStream:
+        guard becameConnected(descriptor) else { return brokenPipe(flags) }
+        return real.sendto.unsafelyUnwrapped(descriptor, buffer, count, flags, nil, 0)
+    case .listener: return brokenPipe(flags)
+    case .hidden: return fail(EBADF)
+    }
+}
+
+@c(sendmsg)
+public func shimSendmsg(_ descriptor: Int32, _ message: UnsafePointer<msghdr>?, _ flags: Int32) -> Int {
+    ensureReady()
+    guard let message else { return real.sendmsg.unsafelyUnwrapped(descriptor, message, flags) }
+    switch socketKind(descriptor) {
+    case .native, .unknown: return real.sendmsg.unsafelyUnwrapped(descriptor, message, flags)
+    case .stream:
+        // Control messages and an address would mean something to the pair that they do not mean to a stream.
+        var inner = message.pointee
+        inner.msg_name = nil
+        inner.msg_namelen = 0
+        inner.msg_control = nil
+        inner.msg_controllen = 0
+        if flags & Int32(MSG_OOB) != 0 { return sendUrgent(descriptor, inner, flags) }
+        let sent = real.sendmsg.unsafelyUnwrapped(descriptor, &inner, flags)
+        return sent >= 0 ? sent : finishWrite(descriptor)
+    case .datagram, .connectedDatagram:
+        guard let found = entry(of: descriptor) else { return fail(EBADF) }
+        return sendDatagram(descriptor, found, message, flags)
+    case .freshStream:
+        guard becameConnected(descriptor) else { return brokenPipe(flags) }
+        return shimSendmsg(descriptor, message, flags)
+    case .listener: return brokenPipe(flags)
+    case .hidden: return fail(EBADF)
+    }
+}
+
+@c(sendmmsg)
+public func shimSendmmsg(
+    _ descriptor: Int32, _ messages: UnsafeMutablePointer<mmsghdr>?, _ count: UInt32, _ flags: Int32
+) -> Int32 {
+    ensureReady()
+    let kind = socketKind(descriptor)
+    guard let messages, kind != .native, kind != .unknown, kind != .hidden else {
+        return real.sendmmsg.unsafelyUnwrapped(descriptor, messages, count, flags)
+    }
+    var done: UInt32 = 0
+    while done < min(count, 1024) {
+        let sent = shimSendmsg(descriptor, &messages[Int(done)].msg_hdr, flags)
+        if sent < 0 { break }
+        messages[Int(done)].msg_len = UInt32(sent)
+        done += 1
+    }
+    return done > 0 ? Int32(done) : count == 0 ? 0 : -1
+}
+
+@c(__sendmmsg)
+public func shimUnderscoredSendmmsg(
+    _ descriptor: Int32, _ messages: UnsafeMutablePointer<mmsghdr>?, _ count: UInt32, _ flags: Int32
+) -> Int32 {
+    shimSendmmsg(descriptor, messages, count, flags)
+}
+
+/// Writing to a stream that was never connected.
+@inline(never)
+private func brokenPipe(_ flags: Int32) -> Int {
+    if flags & Int32(MSG_NOSIGNAL) == 0 { raise(SIGPIPE) }
+    return fail(EPIPE)
+}
+
+/// MSG_OOB: all but the last byte are ordinary, the last one is urgent.
+@inline(never)
+private func sendUrgent(_ descriptor: Int32, _ buffer: UnsafeRawPointer?, _ count: Int, _ flags: Int32) -> Int {
+    guard let buffer, count > 0 else { return 0 }
+    guard let found = stackSocket(descriptor) else { return fail(EBADF) }
+    if count > 1 {
+        let sent = real.sendto.unsafelyUnwrapped(descriptor, buffer, count - 1, flags & ~Int32(MSG_OOB), nil, 0)
+        guard sent >= 0 else { return finishWrite(descriptor) }
+        guard sent == count - 1 else { return sent }
+    }
+    let reply = ask(ALPS_OP_SEND_OOB, found.pointee.handle, buffer + count - 1, 1)
+    guard reply.error == 0 else {
+        return count > 1 ? count - 1 : fail(reply.error == hostGone ? ECONNRESET : reply.error)
+    }
+    return count
+}
+
+@inline(never)
+private func sendUrgent(_ descriptor: Int32, _ message: msghdr, _ flags: Int32) -> Int {
+    var done = 0
+    for index in 0..<Int(message.msg_iovlen) {
+        let part = message.msg_iov[index]
+        let last = index == Int(message.msg_iovlen) - 1
+        let sent =
+            last
+            ? sendUrgent(descriptor, part.iov_base, part.iov_len, flags)
+            : real.sendto.unsafelyUnwrapped(
+                descriptor, part.iov_base, part.iov_len, flags & ~Int32(MSG_OOB), nil, 0)
+        if sent < 0 { return done > 0 ? done : sent }
+        done += sent
+        if sent < part.iov_len { break }
+    }
+    return done
+}

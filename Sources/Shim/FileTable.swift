@@ -1,0 +1,261 @@
+import CLibc
+import ClientAPI
+
+/// What a descriptor number is, as far as this process knows.
+enum Kind {
+    /// Never looked at. Must be the zero value: the table is fresh memory.
+    case unknown
+    /// Not the stack's.
+    case native
+    /// A stream that is connected or on its way: data calls are the kernel's.
+    case stream
+    case freshStream
+    case listener
+    /// Messages have an address header.
+    case datagram
+    /// Messages are bare payload.
+    case connectedDatagram
+    /// The session and the doorway: not there for the program.
+    case hidden
+}
+
+/// One descriptor. 32 bytes, no pointers: a fork's child has a valid copy.
+struct Entry {
+    var handle: UInt64
+    /// SO_COOKIE of the pair: proof that the number still means the same socket although it may have been closed by a way
+    /// that we do not see (fclose, a raw system call).
+    var cookie: UInt64
+    /// Peer of a connected datagram socket, network byte order.
+    var peerAddress: UInt32
+    var peerPort: UInt16
+    var protocolNumber: UInt16
+    var kind: Kind
+    var type: UInt8
+    var state: UInt8
+    /// Ancillary data the program asked for.
+    var ancillary: UInt8
+
+    // state
+    /// A connect without waiting is under way.
+    static var connecting: UInt8 { 1 }
+    /// Our filler may still be in the pair, or the pair is dead: a new connect needs a new pair.
+    static var spoiled: UInt8 { 2 }
+    /// The host has been told, or has told, that this socket's pair is dead.
+    static var dead: UInt8 { 4 }
+    /// `ancillary` is up to date.
+    static var ancillaryKnown: UInt8 { 8 }
+    /// SO_RCVBUF or SO_SNDBUF were set.
+    static var buffersSet: UInt8 { 16 }
+
+    // ancillary
+    static var packetInfo: UInt8 { 1 }
+    static var timeToLive: UInt8 { 2 }
+    static var typeOfService: UInt8 { 4 }
+    static var timestamp: UInt8 { 8 }
+    static var timestampNanoseconds: UInt8 { 16 }
+
+    var isDatagram: Bool { kind == .datagram || kind == .connectedDatagram }
+    var isStream: Bool { kind == .stream || kind == .freshStream || kind == .listener }
+}
+
+typealias EntryPointer = UnsafeMutablePointer<Entry>
+
+/// The table: memory by descriptor number, sized by the hard limit, untouched pages cost nothing.
+struct FileTable {
+    var entries: EntryPointer? = nil
+    var count: UInt32 = 0
+    /// The highest number that was ever written.
+    var highest: UInt32 = 0
+}
+
+nonisolated(unsafe) var fileTable = FileTable()
+
+private var textAreaBytes: Int { 16384 }
+
+func mapFileTable() -> Bool {
+    var limit = rlimit()
+    var count = 65536
+    if getrlimit(__rlimit_resource_t(rawValue: RLIMIT_NOFILE.rawValue), &limit) == 0 {
+        count = Int(min(max(limit.rlim_max, 1024), 1 << 20))
+    }
+    guard let area = alps_map_anonymous(count * MemoryLayout<Entry>.stride + textAreaBytes) else { return false }
+    fileTable.entries = area.bindMemory(to: Entry.self, capacity: count)
+    fileTable.count = UInt32(count)
+    return true
+}
+
+/// Memory behind the table, for the copies of environment variables.
+func variableTextArea() -> UnsafeMutableBufferPointer<CChar> {
+    guard let entries = fileTable.entries else { return UnsafeMutableBufferPointer(start: nil, count: 0) }
+    let start = UnsafeMutableRawPointer(entries + Int(fileTable.count)).bindMemory(to: CChar.self, capacity: textAreaBytes)
+    return UnsafeMutableBufferPointer(start: start, count: textAreaBytes)
+}
+
+@inline(__always)
+func kind(of descriptor: Int32) -> Kind {
+    guard UInt32(bitPattern: descriptor) < fileTable.count else { return .native }
+    return fileTable.entries.unsafelyUnwrapped[Int(descriptor)].kind
+}
+
+@inline(__always)
+func entry(of descriptor: Int32) -> EntryPointer? {
+    guard UInt32(bitPattern: descriptor) < fileTable.count else { return nil }
+    return fileTable.entries.unsafelyUnwrapped + Int(descriptor)
+}
+
+/// The entry as something to be written.
+func writableEntry(of descriptor: Int32) -> EntryPointer? {
+    guard let found = entry(of: descriptor) else { return nil }
+    if UInt32(descriptor) > fileTable.highest { fileTable.highest = UInt32(descriptor) }
+    return found
+}
+
+func clearEntry(_ descriptor: Int32) {
+    guard let found = entry(of: descriptor), found.pointee.kind != .unknown else { return }
+    memset(found, 0, MemoryLayout<Entry>.size)
+}
+
+func copyEntry(from: Int32, to: Int32) {
+    guard let target = entry(of: to) else { return }
+    let source = entry(of: from)
+    if let source, source.pointee.kind != .unknown, source.pointee.kind != .hidden {
+        fileTable.highest = max(fileTable.highest, UInt32(to))
+        target.pointee = source.pointee
+    } else {
+        clearEntry(to)
+    }
+}
+
+func hide(_ descriptor: Int32) {
+    guard let found = writableEntry(of: descriptor) else { return }
+    found.pointee.kind = .hidden
+}
+
+func markNative(_ descriptor: Int32) {
+    guard let found = writableEntry(of: descriptor) else { return }
+    memset(found, 0, MemoryLayout<Entry>.size)
+    found.pointee.kind = .native
+}
+
+/// Enters what the host said about a descriptor.
+@discardableResult
+func register(_ descriptor: Int32, _ info: alps_socket_info, fresh: Bool) -> EntryPointer? {
+    guard let found = writableEntry(of: descriptor) else { return nil }
+    var new = Entry(
+        handle: info.handle, cookie: cookie(of: descriptor), peerAddress: ipv4(info.remote), peerPort: info.remote.port,
+        protocolNumber: info.protocol, kind: .freshStream, type: UInt8(truncatingIfNeeded: info.type), state: 0,
+        ancillary: 0)
+    if info.type == UInt16(SOCK_STREAM.rawValue) {
+        if UInt32(info.flags) & ALPS_INFO_LISTENING != 0 {
+            new.kind = .listener
+        } else if !fresh || info.remote.family != 0 {
+            new.kind = .stream
+        }
+    } else {
+        new.kind = UInt32(info.flags) & ALPS_INFO_CONNECTED != 0 ? .connectedDatagram : .datagram
+    }
+    if fresh { new.state = Entry.ancillaryKnown }
+    found.pointee = new
+    return found
+}
+
+func cookie(of descriptor: Int32) -> UInt64 {
+    var value: UInt64 = 0
+    var length = socklen_t(8)
+    guard alps_sys_getsockopt(descriptor, SOL_SOCKET, SO_COOKIE, &value, &length) == 0 else { return 0 }
+    return value
+}
+
+// MARK: - finding out
+
+/// The entry if the descriptor is a socket of the stack, for calls where a wrong answer would do harm. A number never seen
+/// is looked at once; one that was seen is verified.
+func stackSocket(_ descriptor: Int32) -> EntryPointer? {
+    guard activation.active, let found = entry(of: descriptor) else { return nil }
+    switch found.pointee.kind {
+    case .native, .hidden: return nil
+    case .unknown: return probe(descriptor)
+    default:
+        let error = alps_errno()
+        defer { alps_set_errno(error) }
+        if activation.confined || cookie(of: descriptor) == found.pointee.cookie { return found }
+        clearEntry(descriptor)
+        return probe(descriptor)
+    }
+}
+
+/// The same for data calls: no verification.
+@inline(__always)
+func stackSocketUnverified(_ descriptor: Int32) -> EntryPointer? {
+    guard let found = entry(of: descriptor) else { return nil }
+    switch found.pointee.kind {
+    case .native, .hidden: return nil
+    case .unknown: return probe(descriptor)
+    default: return found
+    }
+}
+
+/// Looks whether an inherited or received descriptor is a socket of the stack: the host's end bears a name.
+@inline(never)
+func probe(_ descriptor: Int32) -> EntryPointer? {
+    guard activation.active, !activation.confined else { return nil }
+    let error = alps_errno()
+    defer { alps_set_errno(error) }
+    let handle = peerHandle(descriptor)
+    guard handle != 0 else {
+        if alps_errno() != EBADF { markNative(descriptor) }
+        return nil
+    }
+    var info = alps_socket_info()
+    let reply = ask(ALPS_OP_ATTACH, handle, into: &info, MemoryLayout<alps_socket_info>.size)
+    if reply.error != 0 || reply.length < MemoryLayout<alps_socket_info>.size {
+        // The host is gone or knows it no more: calls on it will say so.
+        var type: Int32 = 0
+        var length = socklen_t(4)
+        _ = alps_sys_getsockopt(descriptor, SOL_SOCKET, SO_TYPE, &type, &length)
+        info = alps_socket_info()
+        info.handle = handle
+        info.domain = UInt16(AF_INET)
+        info.type = UInt16(type == Int32(SOCK_STREAM.rawValue) ? SOCK_STREAM.rawValue : SOCK_DGRAM.rawValue)
+    }
+    return register(descriptor, info, fresh: false)
+}
+
+/// Asks the host anew what a socket is: another holder may have connected it, or made it listen.
+func refresh(_ descriptor: Int32) -> EntryPointer? {
+    clearEntry(descriptor)
+    return probe(descriptor)
+}
+
+/// The handle in the name "\0alps/STACK/HANDLE" of the other end, 0 if there is none.
+private func peerHandle(_ descriptor: Int32) -> UInt64 {
+    var name = sockaddr_un()
+    var length = socklen_t(MemoryLayout<sockaddr_un>.size)
+    guard alps_sys_getpeername(descriptor, &name, &length) == 0, name.sun_family == sa_family_t(AF_UNIX) else { return 0 }
+    alps_set_errno(0)
+    let start = 2  // sun_path
+    guard Int(length) >= start + 1 + 5 + 1 + 16, Int(length) <= MemoryLayout<sockaddr_un>.size else { return 0 }
+    return withUnsafeBytes(of: &name) { bytes in
+        guard bytes[start] == 0, bytes[start + 1] == 0x61, bytes[start + 2] == 0x6c, bytes[start + 3] == 0x70,
+            bytes[start + 4] == 0x73, bytes[start + 5] == 0x2f
+        else { return 0 }
+        var end = Int(length)
+        while end > start + 1, bytes[end - 1] == 0 { end -= 1 }
+        guard end - 17 > start, bytes[end - 17] == 0x2f else { return 0 }
+        var value: UInt64 = 0
+        for position in (end - 16)..<end {
+            guard let digit = hexadecimalDigit(bytes[position]) else { return 0 }
+            value = value << 4 | UInt64(digit)
+        }
+        return value
+    }
+}
+
+private func hexadecimalDigit(_ byte: UInt8) -> UInt8? {
+    switch byte {
+    case 0x30...0x39: byte - 0x30
+    case 0x61...0x66: byte - 0x61 + 10
+    case 0x41...0x46: byte - 0x41 + 10
+    default: nil
+    }
+}

@@ -1,0 +1,80 @@
+import CLibc
+import ClientAPI
+
+@c(getsockopt)
+public func shimGetsockopt(
+    _ descriptor: Int32, _ level: Int32, _ name: Int32, _ value: UnsafeMutableRawPointer?, _ length: SocketLength?
+) -> Int32 {
+    ensureReady()
+    guard let found = stackSocket(descriptor) else {
+        return real.getsockopt.unsafelyUnwrapped(descriptor, level, name, value, length)
+    }
+    guard let length, let value else { return fail(EFAULT) }
+    guard Int32(bitPattern: length.pointee) >= 0 else { return fail(EINVAL) }
+    if level == SOL_SOCKET, isPairOption(name) {
+        return real.getsockopt.unsafelyUnwrapped(descriptor, level, name, value, length)
+    }
+    var request = alps_sockopt_request(level: level, name: name, length: length.pointee, reserved: 0)
+    let reply = ask(
+        ALPS_OP_GETSOCKOPT, found.pointee.handle, &request, MemoryLayout<alps_sockopt_request>.size, into: value,
+        Int(length.pointee))
+    if level == SOL_SOCKET, name == SO_ERROR {
+        // The pair has an error of its own, which poll() would go on to report.
+        var ignored: Int32 = 0
+        var size = socklen_t(4)
+        _ = alps_sys_getsockopt(descriptor, SOL_SOCKET, SO_ERROR, &ignored, &size)
+        if reply.error == hostGone, length.pointee >= 4 {
+            value.storeBytes(of: found.pointee.isDatagram ? ENETDOWN : ECONNRESET, as: Int32.self)
+            length.pointee = 4
+            return 0
+        }
+        if reply.error == 0, reply.length >= 4 { noteConnectOutcome(found, value.loadUnaligned(as: Int32.self)) }
+    }
+    guard reply.error == 0 else { return fail(controlError(reply.error)) }
+    length.pointee = socklen_t(reply.length)
+    return 0
+}
+
+/// SO_ERROR is how a program learns how its connect without waiting ended.
+private func noteConnectOutcome(_ found: EntryPointer, _ error: Int32) {
+    guard error != 0 else { return }
+    found.pointee.state |= Entry.dead
+    if found.pointee.state & Entry.connecting != 0 {
+        found.pointee.state &= ~Entry.connecting
+        found.pointee.state |= Entry.spoiled
+        found.pointee.kind = .freshStream
+    }
+}
+
+@c(setsockopt)
+public func shimSetsockopt(
+    _ descriptor: Int32, _ level: Int32, _ name: Int32, _ value: UnsafeRawPointer?, _ length: socklen_t
+) -> Int32 {
+    ensureReady()
+    guard let found = stackSocket(descriptor) else {
+        return real.setsockopt.unsafelyUnwrapped(descriptor, level, name, value, length)
+    }
+    guard length <= 4096 else { return fail(EINVAL) }
+    guard value != nil || length == 0 else { return fail(EFAULT) }
+    if level == SOL_SOCKET, isPairOption(name) {
+        // The kernel waits on the pair, so it needs the time-out or the mark; the host needs to know the time-out of a
+        // connect.
+        let result = real.setsockopt.unsafelyUnwrapped(descriptor, level, name, value, length)
+        guard result == 0, name == SO_SNDTIMEO else { return result }
+    }
+    var request = alps_sockopt_request(level: level, name: name, length: length, reserved: 0)
+    let reply = ask(
+        ALPS_OP_SETSOCKOPT, found.pointee.handle, &request, MemoryLayout<alps_sockopt_request>.size, tail: value,
+        Int(length))
+    if level == SOL_SOCKET, isPairOption(name) { return 0 }
+    guard reply.error == 0 else { return fail(controlError(reply.error)) }
+    if level == SOL_SOCKET, name == SO_RCVBUF || name == SO_SNDBUF { found.pointee.state |= Entry.buffersSet }
+    let on = value.map { length >= 4 ? $0.loadUnaligned(as: Int32.self) != 0 : length > 0 && $0.loadUnaligned(as: UInt8.self) != 0 }
+    noteAncillary(found, level, name, on: on ?? false)
+    return 0
+}
+
+/// Options of SOL_SOCKET that act where the program waits: on the pair.
+private func isPairOption(_ name: Int32) -> Bool {
+    name == SO_RCVTIMEO || name == SO_SNDTIMEO || name == SO_PEEK_OFF || name == SO_RCVLOWAT
+}

@@ -1,0 +1,342 @@
+import CLibc
+import ClientAPI
+import ShimEntry
+
+/// A request whose reply a thread waits for. It lies on that thread's stack and is linked while it waits.
+struct PendingRequest {
+    var id: UInt64
+    var next: UnsafeMutablePointer<PendingRequest>?
+    /// Futex: not 0 when there is something to look at.
+    var wakeWord: Int32
+    /// Its thread waits on `wakeWord`, not on the descriptor.
+    var sleeps: Bool
+    var finished: Bool
+    var error: Int32
+    var buffer: UnsafeMutableRawPointer?
+    var capacity: Int
+    var length: Int
+    var descriptor: Int32
+}
+
+/// This process's connection to the host. All under the session's lock, with signals blocked.
+struct Session {
+    var descriptor: Int32 = -1
+    /// SO_COOKIE of the descriptor: the program may have closed it behind our back.
+    var cookie: UInt64 = 0
+    var process: Int32 = 0
+    /// Counts sessions: a thread that finds another number here has lost its request (fork in a signal handler).
+    var generation: UInt32 = 0
+    var lastRequest: UInt64 = 0
+    var waiting: UnsafeMutablePointer<PendingRequest>? = nil
+    /// A thread is reading from the descriptor and hands over what is not its own.
+    var hasReader = false
+    /// Bit set of the domains that the host has protocols of.
+    var domains: UInt64 = 0
+}
+
+nonisolated(unsafe) var session = Session()
+
+struct Reply {
+    /// 0, an errno, or `hostGone`.
+    var error: Int32
+    var length: Int
+    var descriptor: Int32
+}
+
+/// Not an errno: there is no host to ask.
+var hostGone: Int32 { 20000 }
+
+/// The errno of a control call for a reply's error.
+func controlError(_ error: Int32) -> Int32 { error == hostGone ? ENETDOWN : error }
+
+/// Asks the host and waits for its answer. errno is left alone.
+///
+/// Several threads may ask at once: whoever waits and finds nobody reading reads, and hands over what belongs to others.
+/// An interruptible request is waited for with the caller's signal mask and cancelled by a signal handler that ran
+/// without SA_RESTART (both waits used here, recv and futex, restart by themselves otherwise).
+func ask(
+    _ operation: UInt32, _ handle: UInt64, _ payload: UnsafeRawPointer? = nil, _ payloadLength: Int = 0,
+    tail: UnsafeRawPointer? = nil, _ tailLength: Int = 0, into buffer: UnsafeMutableRawPointer? = nil,
+    _ capacity: Int = 0, interruptible: Bool = false
+) -> Reply {
+    let error = alps_errno()
+    var mask = sigset_t()
+    alps_block_signals(&mask)
+    var pending = PendingRequest(
+        id: 0, next: nil, wakeWord: 0, sleeps: false, finished: false, error: hostGone, buffer: buffer,
+        capacity: capacity, length: 0, descriptor: -1)
+    withUnsafeMutablePointer(to: &pending) { pending in
+        dropForeignSession()
+        alps_shim_lock()
+        guard ensureSession() else {
+            alps_shim_unlock()
+            return
+        }
+        session.lastRequest += 1
+        pending.pointee.id = session.lastRequest
+        pending.pointee.next = session.waiting
+        session.waiting = pending
+        let generation = session.generation
+        if !sendFrame(
+            ALPS_FRAME_REQUEST, operation, handle, pending.pointee.id, payload, payloadLength, tail, tailLength)
+        {
+            failSession()
+        }
+        alps_shim_unlock()
+        waitForReply(pending, generation, interruptible ? mask : nil)
+    }
+    alps_restore_signals(&mask)
+    alps_set_errno(error)
+    return Reply(error: pending.error, length: pending.length, descriptor: pending.descriptor)
+}
+
+/// True if the host has protocols of that domain. Opens a session if there is none.
+func hostHas(domain: Int32) -> Bool {
+    guard domain >= 0, domain < 64 else { return false }
+    let error = alps_errno()
+    var mask = sigset_t()
+    alps_block_signals(&mask)
+    dropForeignSession()
+    alps_shim_lock()
+    let found = ensureSession() && session.domains & (1 << UInt64(domain)) != 0
+    alps_shim_unlock()
+    alps_restore_signals(&mask)
+    alps_set_errno(error)
+    return found
+}
+
+// MARK: - waiting
+
+private func waitForReply(_ pending: UnsafeMutablePointer<PendingRequest>, _ generation: UInt32, _ callerMask: sigset_t?) {
+    var mask = callerMask
+    while true {
+        alps_shim_lock()
+        if session.generation != generation {
+            // Either the session ended, and said so to all who waited, or this is the child of a fork.
+            alps_shim_unlock()
+            return
+        }
+        if pending.pointee.finished {
+            unlink(pending)
+            wakeReader()
+            alps_shim_unlock()
+            return
+        }
+        pending.pointee.wakeWord = 0
+        let reads = !session.hasReader
+        if reads { session.hasReader = true }
+        pending.pointee.sleeps = !reads
+        let descriptor = session.descriptor
+        alps_shim_unlock()
+
+        var interrupted = false
+        if var callerMask = mask {
+            alps_restore_signals(&callerMask)
+            if reads {
+                var byte: UInt8 = 0
+                interrupted = alps_sys_recv(descriptor, &byte, 1, Int32(MSG_PEEK)) < 0 && alps_errno() == EINTR
+            } else {
+                interrupted = alps_sys_futex_wait(&pending.pointee.wakeWord, 0) < 0 && alps_errno() == EINTR
+            }
+            var discarded = sigset_t()
+            alps_block_signals(&discarded)
+        } else if !reads {
+            _ = alps_sys_futex_wait(&pending.pointee.wakeWord, 0)
+        }
+        if session.generation != generation { return }
+
+        var alive = true
+        if reads && !interrupted { alive = readFrame(descriptor) }
+        alps_shim_lock()
+        if session.generation == generation {
+            if reads { session.hasReader = false }
+            if !alive { closeSession() }
+            if interrupted, !pending.pointee.finished {
+                _ = sendFrame(ALPS_FRAME_CANCEL, 0, 0, pending.pointee.id, nil, 0, nil, 0)
+                mask = nil  // The reply to it is waited for whatever comes.
+            }
+        }
+        alps_shim_unlock()
+    }
+}
+
+private func unlink(_ pending: UnsafeMutablePointer<PendingRequest>) {
+    if session.waiting == pending {
+        session.waiting = pending.pointee.next
+        return
+    }
+    var each = session.waiting
+    while let current = each {
+        if current.pointee.next == pending {
+            current.pointee.next = pending.pointee.next
+            return
+        }
+        each = current.pointee.next
+    }
+}
+
+/// Lets one of those who wait take over reading.
+private func wakeReader() {
+    guard !session.hasReader, let next = session.waiting else { return }
+    wake(next)
+}
+
+private func wake(_ pending: UnsafeMutablePointer<PendingRequest>) {
+    pending.pointee.wakeWord = 1
+    if pending.pointee.sleeps { alps_sys_futex_wake(&pending.pointee.wakeWord) }
+}
+
+// MARK: - frames
+
+func sendFrame(
+    _ kind: UInt32, _ operation: UInt32, _ handle: UInt64, _ id: UInt64, _ payload: UnsafeRawPointer?,
+    _ payloadLength: Int, _ tail: UnsafeRawPointer?, _ tailLength: Int
+) -> Bool {
+    var frame = alps_frame(
+        magic: ALPS_FRAME_MAGIC, length: UInt32(payloadLength + tailLength), kind: UInt16(kind), op: UInt16(operation),
+        error: 0, request_id: id, socket: handle, stream_position: 0)
+    return withUnsafeMutableBytes(of: &frame) { frame in
+        var parts = [3 of iovec](repeating: iovec(iov_base: nil, iov_len: 0))
+        parts[0] = iovec(iov_base: frame.baseAddress, iov_len: frame.count)
+        parts[1] = iovec(iov_base: UnsafeMutableRawPointer(mutating: payload), iov_len: payloadLength)
+        parts[2] = iovec(iov_base: UnsafeMutableRawPointer(mutating: tail), iov_len: tailLength)
+        return withUnsafeMutableBytes(of: &parts) { parts in
+            let vector = parts.baseAddress.unsafelyUnwrapped.assumingMemoryBound(to: iovec.self)
+            var message = msghdr()
+            message.msg_iov = vector
+            message.msg_iovlen = 3
+            var left = frame.count + payloadLength + tailLength
+            while left > 0 {
+                let sent = alps_sys_sendmsg(session.descriptor, &message, Int32(MSG_NOSIGNAL))
+                guard sent >= 0 else { return false }
+                left -= sent
+                var skip = sent
+                for part in 0..<3 {
+                    let step = min(skip, vector[part].iov_len)
+                    vector[part].iov_base = vector[part].iov_base.map { $0 + step }
+                    vector[part].iov_len -= step
+                    skip -= step
+                }
+            }
+            return true
+        }
+    }
+}
+
+/// Reads one frame and hands it to whom it belongs. Only the reader calls it, without the lock. False: the host is gone.
+private func readFrame(_ descriptor: Int32) -> Bool {
+    var frame = alps_frame()
+    var passed: Int32 = -1
+    guard receive(descriptor, &frame, MemoryLayout<alps_frame>.size, &passed), frame.magic == ALPS_FRAME_MAGIC else {
+        if passed >= 0 { _ = alps_sys_close(passed) }
+        return false
+    }
+    alps_shim_lock()
+    var target = session.waiting
+    while let each = target, each.pointee.id != frame.request_id { target = each.pointee.next }
+    alps_shim_unlock()
+
+    // Who waits stays where it is until `finished`, so its buffer can be filled without the lock.
+    var left = Int(frame.length)
+    var alive = true
+    if let target, let buffer = target.pointee.buffer {
+        let wanted = min(left, target.pointee.capacity)
+        alive = receive(descriptor, buffer, wanted, &passed)
+        target.pointee.length = wanted
+        left -= wanted
+    }
+    var scrap = [256 of UInt8](repeating: 0)
+    while alive, left > 0 {
+        let step = min(left, 256)
+        alive = withUnsafeMutableBytes(of: &scrap) { receive(descriptor, $0.baseAddress.unsafelyUnwrapped, step, &passed) }
+        left -= step
+    }
+    guard alive, let target, UInt32(frame.kind) == ALPS_FRAME_REPLY else {
+        if passed >= 0 { _ = alps_sys_close(passed) }
+        return alive
+    }
+    alps_shim_lock()
+    target.pointee.error = frame.error
+    target.pointee.descriptor = passed
+    target.pointee.finished = true
+    wake(target)
+    alps_shim_unlock()
+    return true
+}
+
+/// Reads exactly `count` bytes, and a descriptor if one comes with them.
+func receive(_ descriptor: Int32, _ buffer: UnsafeMutableRawPointer, _ count: Int, _ passed: inout Int32) -> Bool {
+    var done = 0
+    while done < count {
+        var part = iovec(iov_base: buffer + done, iov_len: count - done)
+        var control = [4 of UInt64](repeating: 0)
+        let got = withUnsafeMutableBytes(of: &control) { control in
+            withUnsafeMutablePointer(to: &part) { part in
+                var message = msghdr()
+                message.msg_iov = part
+                message.msg_iovlen = 1
+                message.msg_control = control.baseAddress
+                message.msg_controllen = 24
+                let got = alps_sys_recvmsg(descriptor, &message, Int32(MSG_CMSG_CLOEXEC))
+                if got > 0, let fd = passedDescriptor(message) { passed = fd }
+                return got
+            }
+        }
+        if got < 0, alps_errno() == EINTR { continue }
+        guard got > 0 else { return false }
+        done += got
+    }
+    return true
+}
+
+/// The descriptor that came as the first control message.
+func passedDescriptor(_ message: msghdr) -> Int32? {
+    guard let control = message.msg_control, message.msg_controllen >= MemoryLayout<cmsghdr>.size + 4 else { return nil }
+    let header = control.assumingMemoryBound(to: cmsghdr.self)
+    guard header.pointee.cmsg_level == SOL_SOCKET, header.pointee.cmsg_type == Int32(SCM_RIGHTS) else { return nil }
+    return (control + MemoryLayout<cmsghdr>.size).loadUnaligned(as: Int32.self)
+}
+
+// MARK: - ending
+
+/// Ends the session: everybody who waits is told that the host is gone.
+func closeSession() {
+    if session.descriptor >= 0 {
+        if cookie(of: session.descriptor) == session.cookie { _ = alps_sys_close(session.descriptor) }
+        clearEntry(session.descriptor)
+    }
+    session.descriptor = -1
+    session.hasReader = false
+    session.generation &+= 1
+    var each = session.waiting
+    session.waiting = nil
+    while let current = each {
+        each = current.pointee.next
+        current.pointee.error = hostGone
+        current.pointee.finished = true
+        wake(current)
+    }
+}
+
+/// Ends the session after a failed send. Who reads may be filling the buffer of one who waits: then ending is left to it.
+private func failSession() {
+    if session.hasReader {
+        _ = alps_sys_shutdown(session.descriptor, 2)
+    } else {
+        closeSession()
+    }
+}
+
+/// In the child of a fork: the threads that waited are not here.
+func forgetSession() {
+    session.process = alps_sys_getpid()
+    session.waiting = nil
+    closeSession()
+}
+
+/// The child of a fork that ran no handlers (_Fork, clone) is recognised by its process number.
+private func dropForeignSession() {
+    guard session.process != 0, session.process != alps_sys_getpid() else { return }
+    alps_shim_lock_reset()
+    forgetSession()
+}

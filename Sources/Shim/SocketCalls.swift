@@ -1,0 +1,204 @@
+import CLibc
+import ClientAPI
+
+// socket, bind, listen, accept, shutdown and names.
+
+@c(socket)
+public func shimSocket(_ domain: Int32, _ type: Int32, _ protocolNumber: Int32) -> Int32 {
+    ensureReady()
+    guard activation.active, domain == AF_INET || domain == AF_INET6 else {
+        return real.socket.unsafelyUnwrapped(domain, type, protocolNumber)
+    }
+    if domain == AF_INET6, !hostHas(domain: domain) {
+        // The stack has no IPv6: programs that try it first fall back to IPv4.
+        return fail(EAFNOSUPPORT)
+    }
+    let options = Int32(SOCK_NONBLOCK.rawValue | SOCK_CLOEXEC.rawValue)
+    let descriptor = openStackSocket(domain, type & ~options, protocolNumber)
+    guard descriptor >= 0 else { return -1 }
+    applyCreationFlags(descriptor, type)
+    return descriptor
+}
+
+@c(__socket)
+public func shimUnderscoredSocket(_ domain: Int32, _ type: Int32, _ protocolNumber: Int32) -> Int32 {
+    shimSocket(domain, type, protocolNumber)
+}
+
+/// A new socket of the stack, close-on-exec, blocking.
+func openStackSocket(_ domain: Int32, _ type: Int32, _ protocolNumber: Int32) -> Int32 {
+    var request = alps_socket_request(domain: domain, type: type, protocol: protocolNumber, flags: 0)
+    var info = alps_socket_info()
+    var reply = Reply(error: hostGone, length: 0, descriptor: -1)
+    // A host that ended takes the session with it; the second attempt finds its successor.
+    for _ in 0..<2 where reply.error == hostGone {
+        reply = ask(
+            ALPS_OP_SOCKET, 0, &request, MemoryLayout<alps_socket_request>.size, into: &info,
+            MemoryLayout<alps_socket_info>.size)
+    }
+    guard reply.error == 0 else { return fail(controlError(reply.error)) }
+    guard reply.descriptor >= 0 else { return fail(EMFILE) }
+    register(reply.descriptor, info, fresh: true)
+    return reply.descriptor
+}
+
+/// Gives a close-on-exec, blocking descriptor the SOCK_NONBLOCK and SOCK_CLOEXEC that were asked for.
+func applyCreationFlags(_ descriptor: Int32, _ type: Int32) {
+    let error = alps_errno()
+    if type & Int32(SOCK_CLOEXEC.rawValue) == 0 { _ = alps_sys_fcntl(descriptor, F_SETFD, 0) }
+    if type & Int32(SOCK_NONBLOCK.rawValue) != 0 {
+        let flags = alps_sys_fcntl(descriptor, F_GETFL, 0)
+        _ = alps_sys_fcntl(descriptor, F_SETFL, Int(flags | alps_O_NONBLOCK))
+    }
+    alps_set_errno(error)
+}
+
+@c(bind)
+public func shimBind(_ descriptor: Int32, _ address: UnsafeRawPointer?, _ length: socklen_t) -> Int32 {
+    ensureReady()
+    guard let found = stackSocket(descriptor) else {
+        return real.bind.unsafelyUnwrapped(descriptor, address, length)
+    }
+    var target: Endpoint
+    switch readAddress(address, length) {
+    case .ipv4(let endpoint): target = endpoint
+    case .unspecified:
+        // As Linux: AF_UNSPEC stands for AF_INET if the address is the wildcard.
+        guard let address, length >= 16, address.loadUnaligned(fromByteOffset: 4, as: UInt32.self) == 0 else {
+            return fail(EAFNOSUPPORT)
+        }
+        target = Endpoint(address: 0, port: address.loadUnaligned(fromByteOffset: 2, as: UInt16.self))
+    case .invalid(let error): return fail(error)
+    }
+    if bypasses(target) {
+        guard replaceWithKernelSocket(descriptor, found) else { return -1 }
+        return real.bind.unsafelyUnwrapped(descriptor, address, length)
+    }
+    var name = clientAddress(target)
+    let reply = ask(ALPS_OP_BIND, found.pointee.handle, &name, MemoryLayout<alps_client_sockaddr>.size)
+    return result(reply)
+}
+
+@c(listen)
+public func shimListen(_ descriptor: Int32, _ backlog: Int32) -> Int32 {
+    ensureReady()
+    guard let found = stackSocket(descriptor) else { return real.listen.unsafelyUnwrapped(descriptor, backlog) }
+    var backlog = backlog
+    let reply = ask(ALPS_OP_LISTEN, found.pointee.handle, &backlog, 4)
+    if reply.error == 0, found.pointee.isStream { found.pointee.kind = .listener }
+    return result(reply)
+}
+
+@c(accept)
+public func shimAccept(_ descriptor: Int32, _ address: UnsafeMutableRawPointer?, _ length: SocketLength?) -> Int32 {
+    shimAccept4(descriptor, address, length, 0)
+}
+
+/// A connection is one message on the listener's pair, with the new descriptor beside it: hand-out between processes,
+/// blocking, time-outs, signals and cancellation are the kernel's.
+@c(accept4)
+public func shimAccept4(
+    _ descriptor: Int32, _ address: UnsafeMutableRawPointer?, _ length: SocketLength?, _ flags: Int32
+) -> Int32 {
+    ensureReady()
+    guard var found = stackSocket(descriptor) else {
+        return real.accept4.unsafelyUnwrapped(descriptor, address, length, flags)
+    }
+    if found.pointee.kind != .listener {
+        guard found.pointee.isStream else { return fail(EOPNOTSUPP) }
+        // Another holder may have called listen().
+        guard let again = refresh(descriptor), again.pointee.kind == .listener else { return fail(EINVAL) }
+        found = again
+    }
+    let options = Int32(SOCK_NONBLOCK.rawValue | SOCK_CLOEXEC.rawValue)
+    guard flags & ~options == 0 else { return fail(EINVAL) }
+
+    var info = alps_socket_info()
+    var accepted: Int32 = -1
+    var control = [4 of UInt64](repeating: 0)
+    let got = withUnsafeMutableBytes(of: &control) { control in
+        withUnsafeMutableBytes(of: &info) { info in
+            var part = iovec(iov_base: info.baseAddress, iov_len: info.count)
+            return withUnsafeMutablePointer(to: &part) { part in
+                var message = msghdr()
+                message.msg_iov = part
+                message.msg_iovlen = 1
+                message.msg_control = control.baseAddress
+                message.msg_controllen = 24
+                let got = real.recvmsg.unsafelyUnwrapped(
+                    descriptor, &message, flags & options == 0 || flags & Int32(SOCK_CLOEXEC.rawValue) == 0
+                        ? 0 : Int32(MSG_CMSG_CLOEXEC))
+                if got > 0, let passed = passedDescriptor(message) { accepted = passed }
+                return got
+            }
+        }
+    }
+    if got < 0 {
+        // Not ENETDOWN for a host that is gone: accept(2) tells programs to try again then.
+        return alps_errno() == ECONNRESET ? fail(EINVAL) : -1
+    }
+    guard got == MemoryLayout<alps_socket_info>.size else {
+        if accepted >= 0 { _ = alps_sys_close(accepted) }
+        return fail(got == 0 ? EINVAL : EPROTO)
+    }
+    guard accepted >= 0 else { return fail(EMFILE) }
+    clearEntry(accepted)
+    register(accepted, info, fresh: true)
+    if let new = entry(of: accepted), new.pointee.kind != .native { new.pointee.kind = .stream }
+    if flags & Int32(SOCK_NONBLOCK.rawValue) != 0 {
+        applyCreationFlags(accepted, flags | Int32(SOCK_CLOEXEC.rawValue))
+    }
+    writeAddress(endpoint(info.remote), to: address, length)
+    return accepted
+}
+
+@c(shutdown)
+public func shimShutdown(_ descriptor: Int32, _ how: Int32) -> Int32 {
+    ensureReady()
+    guard let found = stackSocket(descriptor) else { return real.shutdown.unsafelyUnwrapped(descriptor, how) }
+    guard how >= 0, how <= 2 else { return fail(EINVAL) }
+    if found.pointee.kind == .stream, how == Int32(SHUT_WR), found.pointee.state & Entry.connecting == 0 {
+        // The host sees it in the pair, after all that was written.
+        return real.shutdown.unsafelyUnwrapped(descriptor, how)
+    }
+    var request = how
+    let reply = ask(ALPS_OP_SHUTDOWN, found.pointee.handle, &request, 4)
+    // The pair's own shutdown wakes everybody who is blocked on it.
+    if reply.error == 0 || reply.error == hostGone { _ = real.shutdown.unsafelyUnwrapped(descriptor, how) }
+    return result(reply)
+}
+
+@c(getsockname)
+public func shimGetsockname(_ descriptor: Int32, _ address: UnsafeMutableRawPointer?, _ length: SocketLength?) -> Int32 {
+    ensureReady()
+    guard let found = stackSocket(descriptor) else {
+        return real.getsockname.unsafelyUnwrapped(descriptor, address, length)
+    }
+    return name(ALPS_OP_GETSOCKNAME, found.pointee.handle, address, length)
+}
+
+@c(getpeername)
+public func shimGetpeername(_ descriptor: Int32, _ address: UnsafeMutableRawPointer?, _ length: SocketLength?) -> Int32 {
+    ensureReady()
+    guard let found = stackSocket(descriptor) else {
+        return real.getpeername.unsafelyUnwrapped(descriptor, address, length)
+    }
+    return name(ALPS_OP_GETPEERNAME, found.pointee.handle, address, length)
+}
+
+private func name(
+    _ operation: UInt32, _ handle: UInt64, _ address: UnsafeMutableRawPointer?, _ length: SocketLength?
+) -> Int32 {
+    guard let address, let length else { return fail(EFAULT) }
+    guard Int32(bitPattern: length.pointee) >= 0 else { return fail(EINVAL) }
+    var answer = alps_client_sockaddr()
+    let reply = ask(operation, handle, into: &answer, MemoryLayout<alps_client_sockaddr>.size)
+    guard reply.error == 0 else { return fail(controlError(reply.error)) }
+    writeAddress(endpoint(answer), to: address, length)
+    return 0
+}
+
+/// The result of a control call that answers nothing.
+func result(_ reply: Reply) -> Int32 {
+    reply.error == 0 ? 0 : fail(controlError(reply.error))
+}

@@ -1,0 +1,88 @@
+import Glibc
+import Kernel
+import PluginAPI
+import Testing
+
+@Suite struct ArenaTests {
+    @Test func slotsArePowersOfTwoAndDoNotOverlap() throws {
+        let arena = try #require(Arena(name: "test", limitBytes: 64 << 20))
+        var used: [Range<Int>] = []
+        var slots: [UnsafeMutablePointer<alps_ext>] = []
+        for capacity in [1, 4096, 4097, 100_000, 262_144, 1 << 20] {
+            for _ in 0..<3 {
+                let ext = try #require(arena.allocate(capacity: capacity))
+                slots.append(ext)
+                let length = Int(ext.pointee.length)
+                #expect(length >= max(capacity, 4096) && length & (length - 1) == 0)
+                let range = arena.offset(of: ext)..<arena.offset(of: ext) + length
+                #expect(!used.contains { $0.overlaps(range) })
+                used.append(range)
+                ext.pointee.base[0] = 1
+                ext.pointee.base[length - 1] = 1
+            }
+        }
+        #expect(arena.slotsInUse == 18)
+        for slot in slots { Arena.release(slot) }
+        #expect(arena.slotsInUse == 0)
+    }
+
+    @Test func aSlotComesBackOnlyWithItsLastReference() throws {
+        let arena = try #require(Arena(name: "test", limitBytes: 1 << 20))
+        let first = try #require(arena.allocate(capacity: 8192))
+        first.pointee.references += 1
+        Arena.release(first)
+        #expect(arena.slotsInUse == 1)
+        let second = try #require(arena.allocate(capacity: 8192))
+        #expect(second.pointee.base != first.pointee.base)
+        let base = first.pointee.base
+        Arena.release(first)
+        #expect(arena.slotsInUse == 1)
+        let third = try #require(arena.allocate(capacity: 8192))
+        #expect(third.pointee.base == base)
+        Arena.release(second)
+        Arena.release(third)
+    }
+
+    @Test func theLimitHoldsAndFreedSlotsCount() throws {
+        let arena = try #require(Arena(name: "test", limitBytes: 64 << 10))
+        let slots = (0..<4).compactMap { _ in arena.allocate(capacity: 16 << 10) }
+        #expect(slots.count == 4)
+        #expect(arena.allocate(capacity: 4096) == nil)
+        for slot in slots { Arena.release(slot) }
+        let again = try #require(arena.allocate(capacity: 16 << 10))
+        Arena.release(again)
+    }
+
+    @Test func freeSlotsGiveTheirPagesBack() throws {
+        let arena = try #require(Arena(name: "test", limitBytes: 64 << 20))
+        func pages() -> Int {
+            var status = stat()
+            fstat(arena.fd, &status)
+            return Int(status.st_blocks) * 512
+        }
+        let slots = (0..<4).compactMap { _ in arena.allocate(capacity: 4 << 20) }
+        for slot in slots { memset(slot.pointee.base, 1, 4 << 20) }
+        #expect(pages() >= 16 << 20)
+        for slot in slots { Arena.release(slot) }
+        #expect(pages() <= Arena.cacheLimit)
+        arena.trim()
+        #expect(pages() == 0)
+    }
+
+    @Test func aPeerCannotShrinkTheFile() throws {
+        let arena = try #require(Arena(name: "test", limitBytes: 1 << 20))
+        let slot = try #require(arena.allocate(capacity: 65536))
+        #expect(ftruncate(arena.fd, 0) == -1)
+        slot.pointee.base[65535] = 1
+        Arena.release(slot)
+    }
+
+    @Test func bytesOutliveTheArenasOwner() throws {
+        var arena = Arena(name: "test", limitBytes: 1 << 20)
+        let slot = try #require(arena?.allocate(capacity: 4096))
+        slot.pointee.base[0] = 5
+        arena = nil
+        #expect(slot.pointee.base[0] == 5)
+        Arena.release(slot)
+    }
+}

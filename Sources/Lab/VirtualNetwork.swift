@@ -1,4 +1,4 @@
-import Kernel
+package import Kernel
 import PluginAPI
 
 /// Several kernels under one virtual clock and one seed, joined by emulated links. Nothing sleeps: time jumps to the next
@@ -39,15 +39,12 @@ package final class VirtualNetwork {
         links += 1
         var spec = spec
         spec.seed = spec.seed &+ seed &* 7919
-        let endA = LinkEnd(kernel: a, spec: spec, salt: links * 2)
-        let endB = LinkEnd(kernel: b, spec: spec, salt: links * 2 + 1)
-        endA.peer = endB
-        endB.peer = endA
+        let (endA, endB) = LinkEnd.pair(a, b, spec: spec, salt: links)
         for (kernel, end, address) in [(a, endA, addressA), (b, endB, addressB)] {
             let number = UInt8(truncatingIfNeeded: kernels.firstIndex { $0 === kernel } ?? 0)
             let interface = try kernel.interfaces.add(
                 name: "link\(links)", device: end, hardware: HardwareAddress((2, 0, 0, UInt8(links), 0, number + 1)),
-                mtu: spec.mtu)
+                mtu: spec.mtu == 0 ? 1500 : spec.mtu)
             guard let prefix = NetworkAddress.Prefix(address) else {
                 throw KernelError(Int32(ALPS_EINVAL), "'\(address)' is not an address with a prefix length")
             }

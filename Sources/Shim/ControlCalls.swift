@@ -4,7 +4,7 @@ import ClientAPI
 @c(alps_shim_ioctl)
 public func shimIoctl(_ descriptor: Int32, _ command: UInt, _ argument: UnsafeMutableRawPointer?) -> Int32 {
     ensureReady()
-    if kind(of: descriptor) == .hidden { return fail(EBADF) }
+    if kind(of: descriptor) == .hidden, isHidden(descriptor) { return fail(EBADF) }
     guard isSocketCommand(command), let found = stackSocket(descriptor) else {
         return real.ioctl.unsafelyUnwrapped(descriptor, command, argument)
     }

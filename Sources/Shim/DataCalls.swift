@@ -33,7 +33,7 @@ public func shimRead(_ descriptor: Int32, _ buffer: UnsafeMutableRawPointer?, _ 
         guard becameConnected(descriptor) else { return fail(ENOTCONN) }
         return real.read.unsafelyUnwrapped(descriptor, buffer, count)
     case .listener: return fail(ENOTCONN)
-    case .hidden: return fail(EBADF)
+    case .hidden: return isHidden(descriptor) ? fail(EBADF) : shimRead(descriptor, buffer, count)
     }
 }
 
@@ -68,7 +68,7 @@ public func shimReadv(_ descriptor: Int32, _ vector: UnsafePointer<iovec>?, _ co
         guard becameConnected(descriptor) else { return fail(ENOTCONN) }
         return real.readv.unsafelyUnwrapped(descriptor, vector, count)
     case .listener: return fail(ENOTCONN)
-    case .hidden: return fail(EBADF)
+    case .hidden: return isHidden(descriptor) ? fail(EBADF) : shimReadv(descriptor, vector, count)
     }
 }
 
@@ -125,7 +125,7 @@ public func shimRecvfrom(
         guard becameConnected(descriptor) else { return fail(ENOTCONN) }
         return real.recvfrom.unsafelyUnwrapped(descriptor, buffer, count, flags, nil, nil)
     case .listener: return fail(ENOTCONN)
-    case .hidden: return fail(EBADF)
+    case .hidden: return isHidden(descriptor) ? fail(EBADF) : shimRecvfrom(descriptor, buffer, count, flags, address, length)
     }
 }
 
@@ -167,7 +167,7 @@ public func shimRecvmsg(_ descriptor: Int32, _ message: UnsafeMutablePointer<msg
         guard becameConnected(descriptor) else { return fail(ENOTCONN) }
         return shimRecvmsg(descriptor, message, flags)
     case .listener: return fail(ENOTCONN)
-    case .hidden: return fail(EBADF)
+    case .hidden: return isHidden(descriptor) ? fail(EBADF) : shimRecvmsg(descriptor, message, flags)
     }
 }
 
@@ -258,7 +258,7 @@ public func shimWrite(_ descriptor: Int32, _ buffer: UnsafeRawPointer?, _ count:
         guard becameConnected(descriptor) else { return brokenPipe(0) }
         return real.write.unsafelyUnwrapped(descriptor, buffer, count)
     case .listener: return brokenPipe(0)
-    case .hidden: return fail(EBADF)
+    case .hidden: return isHidden(descriptor) ? fail(EBADF) : shimWrite(descriptor, buffer, count)
     }
 }
 
@@ -285,7 +285,7 @@ public func shimWritev(_ descriptor: Int32, _ vector: UnsafePointer<iovec>?, _ c
         guard becameConnected(descriptor) else { return brokenPipe(0) }
         return real.writev.unsafelyUnwrapped(descriptor, vector, count)
     case .listener: return brokenPipe(0)
-    case .hidden: return fail(EBADF)
+    case .hidden: return isHidden(descriptor) ? fail(EBADF) : shimWritev(descriptor, vector, count)
     }
 }
 
@@ -317,7 +317,7 @@ public func shimSendto(
         guard becameConnected(descriptor) else { return brokenPipe(flags) }
         return real.sendto.unsafelyUnwrapped(descriptor, buffer, count, flags, nil, 0)
     case .listener: return brokenPipe(flags)
-    case .hidden: return fail(EBADF)
+    case .hidden: return isHidden(descriptor) ? fail(EBADF) : shimSendto(descriptor, buffer, count, flags, address, length)
     }
 }
 
@@ -344,7 +344,7 @@ public func shimSendmsg(_ descriptor: Int32, _ message: UnsafePointer<msghdr>?, 
         guard becameConnected(descriptor) else { return brokenPipe(flags) }
         return shimSendmsg(descriptor, message, flags)
     case .listener: return brokenPipe(flags)
-    case .hidden: return fail(EBADF)
+    case .hidden: return isHidden(descriptor) ? fail(EBADF) : shimSendmsg(descriptor, message, flags)
     }
 }
 

@@ -10,7 +10,8 @@ public func shimClose(_ descriptor: Int32) -> Int32 {
     ensureReady()
     switch kind(of: descriptor) {
     case .native, .unknown: break
-    case .hidden: return fail(EBADF)
+    case .hidden:
+        if isHidden(descriptor) { return fail(EBADF) }
     default:
         if let found = entry(of: descriptor), found.pointee.state & Entry.dead != 0, !activation.confined {
             _ = ask(ALPS_OP_FORGET, found.pointee.handle)
@@ -78,7 +79,7 @@ private func closePiece(
 @c(dup)
 public func shimDup(_ descriptor: Int32) -> Int32 {
     ensureReady()
-    if kind(of: descriptor) == .hidden { return fail(EBADF) }
+    if kind(of: descriptor) == .hidden, isHidden(descriptor) { return fail(EBADF) }
     let new = real.dup.unsafelyUnwrapped(descriptor)
     if new >= 0 { copyEntry(from: descriptor, to: new) }
     return new
@@ -109,11 +110,11 @@ public func shimDup3(_ descriptor: Int32, _ target: Int32, _ flags: Int32) -> In
 /// A program that wants the number of the session gets it: the session moves. The doorway, whose number stands in the
 /// environment, stays.
 private func makeRoom(_ descriptor: Int32, _ target: Int32) -> Bool {
-    if kind(of: descriptor) == .hidden {
+    if kind(of: descriptor) == .hidden, isHidden(descriptor) {
         alps_set_errno(EBADF)
         return false
     }
-    guard kind(of: target) == .hidden else { return true }
+    guard kind(of: target) == .hidden, isHidden(target) else { return true }
     if target == activation.doorway {
         alps_set_errno(EBADF)
         return false
@@ -125,7 +126,7 @@ private func makeRoom(_ descriptor: Int32, _ target: Int32) -> Bool {
 @c(alps_shim_fcntl)
 public func shimFcntl(_ descriptor: Int32, _ command: Int32, _ argument: Int) -> Int32 {
     ensureReady()
-    if kind(of: descriptor) == .hidden { return fail(EBADF) }
+    if kind(of: descriptor) == .hidden, isHidden(descriptor) { return fail(EBADF) }
     let result = real.fcntl.unsafelyUnwrapped(descriptor, command, argument)
     if result >= 0, command == F_DUPFD || command == F_DUPFD_CLOEXEC { copyEntry(from: descriptor, to: result) }
     return result

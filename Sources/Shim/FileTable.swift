@@ -131,6 +131,20 @@ func hide(_ descriptor: Int32) {
     found.pointee.kind = .hidden
 }
 
+/// True if a number marked hidden still is what it was hidden for; else it is the program's.
+@inline(never)
+func isHidden(_ descriptor: Int32) -> Bool {
+    let error = alps_errno()
+    defer { alps_set_errno(error) }
+    let now = cookie(of: descriptor)
+    if now != 0 {
+        if descriptor == activation.doorway, now == activation.doorwayCookie { return true }
+        if descriptor == session.descriptor, now == session.cookie { return true }
+    }
+    clearEntry(descriptor)
+    return false
+}
+
 func markNative(_ descriptor: Int32) {
     guard let found = writableEntry(of: descriptor) else { return }
     memset(found, 0, MemoryLayout<Entry>.size)

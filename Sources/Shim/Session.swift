@@ -2,20 +2,31 @@ import CLibc
 import ClientAPI
 import ShimEntry
 
-/// A request whose reply a thread waits for. It lies on that thread's stack and is linked while it waits.
+/// A request whose reply a thread waits for, linked while it waits. Not on that thread's stack, since a signal handler may
+/// leave by longjmp while signals are allowed, as programs do that limit a connect with alarm().
 struct PendingRequest {
-    var id: UInt64
-    var next: UnsafeMutablePointer<PendingRequest>?
+    /// 0 while the slot is free.
+    var id: UInt64 = 0
+    var next: UnsafeMutablePointer<PendingRequest>? = nil
+    /// Who waits: its thread, and where on its stack.
+    var thread: UInt = 0
+    var frame: UInt = 0
     /// Futex: not 0 when there is something to look at.
-    var wakeWord: Int32
+    var wakeWord: Int32 = 0
     /// Its thread waits on `wakeWord`, not on the descriptor.
-    var sleeps: Bool
-    var finished: Bool
-    var error: Int32
-    var buffer: UnsafeMutableRawPointer?
-    var capacity: Int
-    var length: Int
-    var descriptor: Int32
+    var sleeps = false
+    /// Its thread waits with signals allowed: a handler that asks in its turn takes reading over.
+    var isInterruptible = false
+    var finished = false
+    var error: Int32 = 0
+    var descriptor: Int32 = -1
+    /// The reply: in `small` if that is large enough for what is wanted.
+    var capacity = 0
+    var length = 0
+    var buffer: UnsafeMutableRawPointer? = nil
+    var small = [16 of UInt64](repeating: 0)
+
+    static var smallCapacity: Int { 128 }
 }
 
 /// This process's connection to the host. All under the session's lock, with signals blocked.
@@ -28,8 +39,10 @@ struct Session {
     var generation: UInt32 = 0
     var lastRequest: UInt64 = 0
     var waiting: UnsafeMutablePointer<PendingRequest>? = nil
-    /// A thread is reading from the descriptor and hands over what is not its own.
-    var hasReader = false
+    /// Whose thread is reading from the descriptor; it hands over what is not its own.
+    var reader: UnsafeMutablePointer<PendingRequest>? = nil
+    /// Memory for requests.
+    var slots: UnsafeMutablePointer<PendingRequest>? = nil
     /// Bit set of the domains that the host has protocols of.
     var domains: UInt64 = 0
 }
@@ -62,32 +75,37 @@ func ask(
     let error = alps_errno()
     var mask = sigset_t()
     alps_block_signals(&mask)
-    var pending = PendingRequest(
-        id: 0, next: nil, wakeWord: 0, sleeps: false, finished: false, error: hostGone, buffer: buffer,
-        capacity: capacity, length: 0, descriptor: -1)
-    withUnsafeMutablePointer(to: &pending) { pending in
+    let reply = withUnsafeMutablePointer(to: &mask) { mask in
         dropForeignSession()
         alps_shim_lock()
-        guard ensureSession() else {
+        guard ensureSession(), let pending = takeSlot(frame: UInt(bitPattern: mask)) else {
             alps_shim_unlock()
-            return
+            return Reply(error: hostGone, length: 0, descriptor: -1)
         }
-        session.lastRequest += 1
-        pending.pointee.id = session.lastRequest
-        pending.pointee.next = session.waiting
-        session.waiting = pending
+        let id = pending.pointee.id
+        pending.pointee.capacity = capacity
+        pending.pointee.buffer = capacity > PendingRequest.smallCapacity ? buffer : nil
         let generation = session.generation
-        if !sendFrame(
-            ALPS_FRAME_REQUEST, operation, handle, pending.pointee.id, payload, payloadLength, tail, tailLength)
-        {
+        if !sendFrame(ALPS_FRAME_REQUEST, operation, handle, id, payload, payloadLength, tail, tailLength) {
             failSession()
         }
         alps_shim_unlock()
-        waitForReply(pending, generation, interruptible ? mask : nil)
+        waitForReply(pending, generation, mask, interruptible: interruptible)
+        // In the child of a fork that a signal handler made, the slot may be another request's by now.
+        guard pending.pointee.id == id else { return Reply(error: hostGone, length: 0, descriptor: -1) }
+        let reply = Reply(
+            error: pending.pointee.error, length: pending.pointee.length, descriptor: pending.pointee.descriptor)
+        if let buffer, pending.pointee.buffer == nil, reply.length > 0 {
+            withUnsafeBytes(of: &pending.pointee.small) {
+                _ = memcpy(buffer, $0.baseAddress.unsafelyUnwrapped, reply.length)
+            }
+        }
+        freeSlot(pending)
+        return reply
     }
     alps_restore_signals(&mask)
     alps_set_errno(error)
-    return Reply(error: pending.error, length: pending.length, descriptor: pending.descriptor)
+    return reply
 }
 
 /// True if the host has protocols of that domain. Opens a session if there is none.
@@ -105,10 +123,71 @@ func hostHas(domain: Int32) -> Bool {
     return found
 }
 
+// MARK: - slots
+
+private var slotCount: Int { 2048 }
+
+/// A linked slot with a new id. nil: as many requests are waiting as there are slots.
+private func takeSlot(frame: UInt) -> UnsafeMutablePointer<PendingRequest>? {
+    if session.slots == nil {
+        let memory = alps_map_anonymous(slotCount * MemoryLayout<PendingRequest>.stride)
+        session.slots = memory?.bindMemory(to: PendingRequest.self, capacity: slotCount)
+    }
+    guard let slots = session.slots else { return nil }
+    let thread = alps_thread()
+    releaseAbandoned(thread, frame)
+    for index in 0..<slotCount where slots[index].id == 0 {
+        let slot = slots + index
+        session.lastRequest += 1
+        slot.pointee.id = session.lastRequest
+        slot.pointee.next = session.waiting
+        slot.pointee.thread = thread
+        slot.pointee.frame = frame
+        slot.pointee.wakeWord = 0
+        slot.pointee.sleeps = false
+        slot.pointee.isInterruptible = false
+        slot.pointee.finished = false
+        slot.pointee.error = hostGone
+        slot.pointee.descriptor = -1
+        slot.pointee.length = 0
+        session.waiting = slot
+        return slot
+    }
+    return nil
+}
+
+private func freeSlot(_ slot: UnsafeMutablePointer<PendingRequest>) {
+    alps_shim_lock()
+    slot.pointee.id = 0
+    alps_shim_unlock()
+}
+
+/// What a longjmp left behind: requests of this thread from further down its stack than where it is now. (A request that
+/// this thread's signal handler has interrupted lies further up, unless the handler has a stack of its own.)
+private func releaseAbandoned(_ thread: UInt, _ frame: UInt) {
+    var each = session.waiting
+    while let current = each {
+        each = current.pointee.next
+        guard current.pointee.thread == thread, current.pointee.frame <= frame, alps_on_signal_stack() == 0 else { continue }
+        unlink(current)
+        if session.reader == current { session.reader = nil }
+        if current.pointee.descriptor >= 0 { _ = alps_sys_close(current.pointee.descriptor) }
+        current.pointee.id = 0
+    }
+}
+
 // MARK: - waiting
 
-private func waitForReply(_ pending: UnsafeMutablePointer<PendingRequest>, _ generation: UInt32, _ callerMask: sigset_t?) {
-    var mask = callerMask
+/// How long a reply is waited for with signals blocked. A host that takes longer is stopped or overloaded: then the
+/// program must be stoppable by a signal.
+private var patienceMilliseconds: Int32 { 1000 }
+
+private func waitForReply(
+    _ pending: UnsafeMutablePointer<PendingRequest>, _ generation: UInt32, _ callerMask: UnsafeMutablePointer<sigset_t>,
+    interruptible: Bool
+) {
+    var mayCancel = interruptible
+    var signalsAllowed = interruptible
     while true {
         alps_shim_lock()
         if session.generation != generation {
@@ -123,41 +202,60 @@ private func waitForReply(_ pending: UnsafeMutablePointer<PendingRequest>, _ gen
             return
         }
         pending.pointee.wakeWord = 0
-        let reads = !session.hasReader
-        if reads { session.hasReader = true }
+        let reads = session.reader.map(isSuspended) ?? true
+        if reads { session.reader = pending }
+        pending.pointee.isInterruptible = signalsAllowed
         pending.pointee.sleeps = !reads
         let descriptor = session.descriptor
         alps_shim_unlock()
 
         var interrupted = false
-        if var callerMask = mask {
-            alps_restore_signals(&callerMask)
+        var readable = reads
+        if signalsAllowed {
+            alps_restore_signals(callerMask)
             if reads {
                 var byte: UInt8 = 0
                 interrupted = alps_sys_recv(descriptor, &byte, 1, Int32(MSG_PEEK)) < 0 && alps_errno() == EINTR
+                readable = !interrupted
             } else {
                 interrupted = alps_sys_futex_wait(&pending.pointee.wakeWord, 0) < 0 && alps_errno() == EINTR
             }
             var discarded = sigset_t()
             alps_block_signals(&discarded)
-        } else if !reads {
+        } else if reads {
+            readable = alps_sys_poll(descriptor, POLLIN, patienceMilliseconds) != 0
+            if !readable { signalsAllowed = true }
+        } else {
             _ = alps_sys_futex_wait(&pending.pointee.wakeWord, 0)
         }
-        if session.generation != generation { return }
 
         var alive = true
-        if reads && !interrupted { alive = readFrame(descriptor) }
+        if readable, isReader(pending, generation) { alive = readFrame(descriptor) }
         alps_shim_lock()
         if session.generation == generation {
-            if reads { session.hasReader = false }
+            if session.reader == pending { session.reader = nil }
             if !alive { closeSession() }
-            if interrupted, !pending.pointee.finished {
+            if interrupted, mayCancel, !pending.pointee.finished {
                 _ = sendFrame(ALPS_FRAME_CANCEL, 0, 0, pending.pointee.id, nil, 0, nil, 0)
-                mask = nil  // The reply to it is waited for whatever comes.
+                // The reply to it is waited for whatever comes.
+                mayCancel = false
+                signalsAllowed = false
             }
         }
         alps_shim_unlock()
     }
+}
+
+/// True if whoever reads is this thread: it was interrupted by the signal handler that we are in, or left by longjmp.
+private func isSuspended(_ reader: UnsafeMutablePointer<PendingRequest>) -> Bool {
+    reader.pointee.isInterruptible && reader.pointee.thread == alps_thread()
+}
+
+/// True if a signal handler has not taken reading over meanwhile.
+private func isReader(_ pending: UnsafeMutablePointer<PendingRequest>, _ generation: UInt32) -> Bool {
+    alps_shim_lock()
+    defer { alps_shim_unlock() }
+    return session.generation == generation && session.reader == pending
 }
 
 private func unlink(_ pending: UnsafeMutablePointer<PendingRequest>) {
@@ -175,10 +273,14 @@ private func unlink(_ pending: UnsafeMutablePointer<PendingRequest>) {
     }
 }
 
-/// Lets one of those who wait take over reading.
+/// Lets those who wait see that nobody reads. All of them, since one may be the remainder of a longjmp.
 private func wakeReader() {
-    guard !session.hasReader, let next = session.waiting else { return }
-    wake(next)
+    guard session.reader == nil else { return }
+    var each = session.waiting
+    while let current = each {
+        each = current.pointee.next
+        if current.pointee.sleeps { wake(current) }
+    }
 }
 
 private func wake(_ pending: UnsafeMutablePointer<PendingRequest>) {
@@ -234,14 +336,21 @@ private func readFrame(_ descriptor: Int32) -> Bool {
     alps_shim_lock()
     var target = session.waiting
     while let each = target, each.pointee.id != frame.request_id { target = each.pointee.next }
+
     alps_shim_unlock()
 
     // Who waits stays where it is until `finished`, so its buffer can be filled without the lock.
     var left = Int(frame.length)
     var alive = true
-    if let target, let buffer = target.pointee.buffer {
+    if let target {
         let wanted = min(left, target.pointee.capacity)
-        alive = receive(descriptor, buffer, wanted, &passed)
+        if let buffer = target.pointee.buffer {
+            alive = receive(descriptor, buffer, wanted, &passed)
+        } else {
+            alive = withUnsafeMutableBytes(of: &target.pointee.small) {
+                receive(descriptor, $0.baseAddress.unsafelyUnwrapped, wanted, &passed)
+            }
+        }
         target.pointee.length = wanted
         left -= wanted
     }
@@ -306,7 +415,7 @@ func closeSession() {
         clearEntry(session.descriptor)
     }
     session.descriptor = -1
-    session.hasReader = false
+    session.reader = nil
     session.generation &+= 1
     var each = session.waiting
     session.waiting = nil
@@ -320,7 +429,7 @@ func closeSession() {
 
 /// Ends the session after a failed send. Who reads may be filling the buffer of one who waits: then ending is left to it.
 private func failSession() {
-    if session.hasReader {
+    if session.reader != nil {
         _ = alps_sys_shutdown(session.descriptor, 2)
     } else {
         closeSession()
@@ -331,6 +440,9 @@ private func failSession() {
 func forgetSession() {
     session.process = alps_sys_getpid()
     session.waiting = nil
+    if let slots = session.slots {
+        for index in 0..<slotCount { slots[index].id = 0 }
+    }
     closeSession()
 }
 

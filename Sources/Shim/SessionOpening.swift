@@ -65,7 +65,7 @@ private func adopt(_ descriptor: Int32) {
     session.descriptor = high >= 0 ? high : descriptor
     session.cookie = cookie(of: session.descriptor)
     session.process = alps_sys_getpid()
-    session.hasReader = false
+    session.reader = nil
     hide(session.descriptor)
 }
 

@@ -51,6 +51,12 @@ static inline void alps_set_errno(int value) { errno = value; }
 static inline void alps_set_h_errno(int value) { h_errno = value; }
 static inline char **alps_environment(void) { return environ; }
 static inline const char *alps_program_name(void) { return program_invocation_short_name; }
+static inline unsigned long alps_thread(void) { return (unsigned long)pthread_self(); }
+/// True on a signal handler's own stack.
+static inline int alps_on_signal_stack(void) {
+    stack_t stack;
+    return sigaltstack(NULL, &stack) == 0 && (stack.ss_flags & SS_ONSTACK) != 0;
+}
 extern void __chk_fail(void) __attribute__((noreturn));
 
 // System calls that bypass every wrapper: no interposition, no cancellation point. They set errno.

@@ -68,4 +68,62 @@ static inline int alps_ioctl_value(int fd, unsigned long request, unsigned long 
     return ioctl(fd, request, argument);
 }
 
+// Control messages are made of macros that Swift cannot import.
+
+/// Sends bytes with one descriptor beside them (fd < 0: none). Never blocks. Returns bytes sent, or -1 with errno.
+static inline ssize_t alps_send_with_fd(int socket, const void *bytes, size_t length, int fd) {
+    union { struct cmsghdr header; char space[CMSG_SPACE(sizeof(int))]; } control;
+    struct iovec part = {(void *)bytes, length};
+    struct msghdr message = {0};
+    message.msg_iov = &part;
+    message.msg_iovlen = 1;
+    if (fd >= 0) {
+        memset(&control, 0, sizeof control);
+        message.msg_control = control.space;
+        message.msg_controllen = sizeof control.space;
+        struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+        header->cmsg_level = SOL_SOCKET;
+        header->cmsg_type = SCM_RIGHTS;
+        header->cmsg_len = CMSG_LEN(sizeof(int));
+        memcpy(CMSG_DATA(header), &fd, sizeof fd);
+    }
+    return sendmsg(socket, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+/// Receives bytes and at most one descriptor (-1 if none came; surplus ones are closed). Never blocks.
+static inline ssize_t alps_receive_with_fd(int socket, void *bytes, size_t length, int *fd) {
+    union { struct cmsghdr header; char space[CMSG_SPACE(8 * sizeof(int))]; } control;
+    struct iovec part = {bytes, length};
+    struct msghdr message = {0};
+    message.msg_iov = &part;
+    message.msg_iovlen = 1;
+    message.msg_control = control.space;
+    message.msg_controllen = sizeof control.space;
+    *fd = -1;
+    ssize_t got = recvmsg(socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    if (got < 0) return got;
+    for (struct cmsghdr *header = CMSG_FIRSTHDR(&message); header; header = CMSG_NXTHDR(&message, header)) {
+        if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
+        int count = (int)((header->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+        for (int index = 0; index < count; index++) {
+            int passed;
+            memcpy(&passed, CMSG_DATA(header) + (size_t)index * sizeof(int), sizeof passed);
+            if (*fd < 0) *fd = passed; else close(passed);
+        }
+    }
+    return got;
+}
+
+/// Bytes waiting to be read.
+static inline int alps_bytes_waiting(int socket) {
+    int count = 0;
+    return ioctl(socket, FIONREAD, &count) == 0 ? count : 0;
+}
+
+/// Sets O_NONBLOCK.
+static inline int alps_ioctl_nonblocking(int fd) {
+    int on = 1;
+    return ioctl(fd, FIONBIO, &on);
+}
+
 #endif

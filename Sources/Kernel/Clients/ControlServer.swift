@@ -1,1 +1,191 @@
-package final class ControlServer { package func stop() {} }
+import ClientAPI
+import CLinux
+import Glibc
+import PluginAPI
+
+/// The stack's UNIX socket: clients and tools connect here. One name, one path.
+package final class ControlServer {
+    package let path: String
+    private let kernel: Kernel
+    private var listener: Int32 = -1
+    private let acceptor = Acceptor()
+    private var sessions: [UInt32: Session] = [:]
+    private var doorways: [ObjectIdentifier: Doorway] = [:]
+    private var lastSession: UInt32 = 0
+    private var variantEpoch: UInt64 = 1
+    /// Names this host process: a restarted host has another.
+    let instance: UInt64
+    package private(set) var peakSessions = 0
+    /// Pairs with applications that are open.
+    package private(set) var pairs = 0
+    package private(set) var peakPairs = 0
+    private var hasSocketFile = false
+
+    private final class Acceptor: ReadyHandler {
+        unowned(unsafe) var server: ControlServer?
+        override func ready(_ events: UInt32) { server?.accept() }
+    }
+
+    package static var defaultDirectory: String {
+        if getuid() == 0 { return "/run/alps" }
+        return "\(getenv("XDG_RUNTIME_DIR").map { String(cString: $0) } ?? "/tmp")/alps"
+    }
+
+    package static func path(name: String) -> String { "\(defaultDirectory)/\(name).sock" }
+
+    /// Claims the path. A stale socket file is replaced; a live one is refused.
+    package init(kernel: Kernel, path: String?) throws {
+        self.kernel = kernel
+        guard !kernel.name.isEmpty, kernel.name.utf8.count <= 31, !kernel.name.contains("/") else {
+            throw KernelError(EINVAL, "'\(kernel.name)' cannot be a stack's name: 1 to 31 characters without '/'")
+        }
+        self.path = path ?? Self.path(name: kernel.name)
+        instance = kernel.random.next()
+        acceptor.server = self
+        if path == nil { mkdir(Self.defaultDirectory, 0o755) }
+        let descriptor = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue) | Int32(SOCK_NONBLOCK.rawValue), 0)
+        guard descriptor >= 0 else { throw KernelError(errno, "socket: \(String(cString: strerror(errno)))") }
+        var address = try Self.address(self.path)
+        let size = socklen_t(MemoryLayout<sockaddr_un>.size)
+        func attempt(_ call: (UnsafePointer<sockaddr>) -> Int32) -> Int32 {
+            withUnsafePointer(to: &address) { $0.withMemoryRebound(to: sockaddr.self, capacity: 1, call) }
+        }
+        if attempt({ bind(descriptor, $0, size) }) != 0 {
+            let error = errno
+            let probe = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)
+            let alive = error == EADDRINUSE && attempt({ connect(probe, $0, size) }) == 0
+            close(probe)
+            if alive {
+                close(descriptor)
+                throw KernelError(
+                    EADDRINUSE,
+                    "a stack named '\(kernel.name)' is running on \(self.path): stop it (`alps down`), or give this one another --name")
+            }
+            if error == EADDRINUSE { unlink(self.path) }
+            guard error == EADDRINUSE, attempt({ bind(descriptor, $0, size) }) == 0 else {
+                close(descriptor)
+                throw KernelError(error, "cannot make control socket \(self.path): \(String(cString: strerror(error)))")
+            }
+        }
+        hasSocketFile = true
+        chmod(self.path, 0o660)
+        listener = descriptor
+    }
+
+    static func address(_ path: String) throws -> sockaddr_un {
+        var address = sockaddr_un()
+        address.sun_family = sa_family_t(AF_UNIX)
+        guard path.utf8.count < MemoryLayout.size(ofValue: address.sun_path) else {
+            throw KernelError(ENAMETOOLONG, "control socket path \(path) is too long: at most 107 bytes")
+        }
+        withUnsafeMutableBytes(of: &address.sun_path) { bytes in
+            for (index, byte) in path.utf8.enumerated() { bytes[index] = byte }
+        }
+        return address
+    }
+
+    /// Lets clients in.
+    package func start() throws {
+        guard listen(listener, 512) == 0 else { throw KernelError(errno, "listen: \(String(cString: strerror(errno)))") }
+        try kernel.reactor?.add(listener, events: UInt32(EPOLLIN.rawValue), handler: acceptor)
+    }
+
+    /// Ends all sessions and removes the socket file.
+    package func stop() {
+        for session in Array(sessions.values) { session.end() }
+        for doorway in Array(doorways.values) { doorway.end() }
+        if listener >= 0 {
+            kernel.reactor?.remove(listener, handler: acceptor)
+            close(listener)
+            listener = -1
+        }
+        if hasSocketFile { unlink(path) }
+        hasSocketFile = false
+    }
+
+    // MARK: Sessions
+
+    package var sessionCount: Int { sessions.count }
+    package var allSessions: [Session] { sessions.values.sorted { $0.number < $1.number } }
+    package var doorwayCount: Int { doorways.count }
+
+    private func accept() {
+        for _ in 0..<64 {
+            let descriptor = accept4(
+                listener, nil, nil, Int32(SOCK_CLOEXEC.rawValue) | Int32(SOCK_NONBLOCK.rawValue))
+            guard descriptor >= 0 else { return }
+            open(descriptor)
+        }
+    }
+
+    /// A new session over a connected stream socket.
+    func open(_ descriptor: Int32) {
+        _ = alps_ioctl_nonblocking(descriptor)
+        lastSession &+= 1
+        do {
+            sessions[lastSession] = try Session(server: self, kernel: kernel, number: lastSession, descriptor: descriptor)
+            peakSessions = max(peakSessions, sessions.count)
+        } catch {
+            close(descriptor)
+            kernel.log.write(UInt32(ALPS_LOG_WARNING), nil) { "a client was turned away: \(error)" }
+        }
+    }
+
+    func closed(_ session: Session) { sessions[session.number] = nil }
+
+    func openDoorway(_ descriptor: Int32) {
+        _ = alps_ioctl_nonblocking(descriptor)
+        guard let doorway = try? Doorway(server: self, kernel: kernel, descriptor: descriptor) else {
+            close(descriptor)
+            return
+        }
+        doorways[ObjectIdentifier(doorway)] = doorway
+    }
+
+    func closed(_ doorway: Doorway) { doorways[ObjectIdentifier(doorway)] = nil }
+
+    func pairOpened() {
+        pairs += 1
+        peakPairs = max(peakPairs, pairs)
+    }
+
+    func pairClosed() { pairs -= 1 }
+
+    var epoch: UInt64 { variantEpoch }
+}
+
+/// A way in for the processes of one tree: each message on it brings the stream socket of a new session.
+final class Doorway: ReadyHandler {
+    private unowned let server: ControlServer
+    private let kernel: Kernel
+    private let descriptor: Int32
+
+    init(server: ControlServer, kernel: Kernel, descriptor: Int32) throws {
+        self.server = server
+        self.kernel = kernel
+        self.descriptor = descriptor
+        super.init()
+        try kernel.reactor?.add(descriptor, events: UInt32(EPOLLIN.rawValue), handler: self)
+    }
+
+    override func ready(_ events: UInt32) {
+        for _ in 0..<16 {
+            var byte: UInt8 = 0
+            var passed: Int32 = -1
+            let got = alps_receive_with_fd(descriptor, &byte, 1, &passed)
+            if got < 0, errno == EAGAIN { return }
+            guard got > 0 else {
+                if passed >= 0 { close(passed) }
+                end()
+                return
+            }
+            if passed >= 0 { server.open(passed) }
+        }
+    }
+
+    func end() {
+        kernel.reactor?.remove(descriptor, handler: self)
+        close(descriptor)
+        server.closed(self)
+    }
+}

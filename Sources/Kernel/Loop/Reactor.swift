@@ -22,7 +22,7 @@ package final class Reactor {
     private var handlers: [ReadyHandler?] = []
     private var generations: [UInt32] = []
     private var freeSlots: [Int] = []
-    private var running = false
+    private var isStopped = false
     private let events: UnsafeMutablePointer<epoll_event>
     private static let batch = 256
     private let posted = PostedWork()
@@ -113,14 +113,13 @@ package final class Reactor {
     }
 
     /// Ends `run` after this turn.
-    package func stop() { running = false }
+    package func stop() { isStopped = true }
 
     // MARK: Turns
 
     /// Runs turns until `stop`.
     package func run() {
-        running = true
-        while running {
+        while !isStopped {
             let count = wait()
             kernel.clock.update()
             for index in 0..<max(Int(count), 0) { dispatch(events[index]) }
@@ -138,7 +137,11 @@ package final class Reactor {
         let delay = deadline > now ? deadline - now : 0
         timeout.tv_sec = Int(delay / 1_000_000_000)
         timeout.tv_nsec = Int(delay % 1_000_000_000)
-        return epoll_pwait2(epoll, events, Int32(Self.batch), &timeout, nil)
+        let count = epoll_pwait2(epoll, events, Int32(Self.batch), &timeout, nil)
+        guard count < 0, errno == ENOSYS else { return count }
+        // Linux before 5.11: whole milliseconds, not too early.
+        let milliseconds = Int32(clamping: (delay + 999_999) / 1_000_000)
+        return epoll_wait(epoll, events, Int32(Self.batch), milliseconds)
     }
 
     private func dispatch(_ event: epoll_event) {

@@ -74,7 +74,7 @@ package final class Capture {
         let start = scratch.count
         scratch.append(contentsOf: repeatElement(0, count: padded))
         scratch.withUnsafeMutableBytes { pool.copyOut(packet, 0, kept, $0.baseAddress! + start) }
-        if packet.pointee.pkt.csum == UInt8(ALPS_CSUM_PARTIAL), packet.pointee.pkt.gso_type == UInt8(ALPS_GSO_NONE) {
+        if packet.pointee.pkt.csum == UInt8(ALPS_CSUM_PARTIAL) {
             finishChecksum(at: start, length: kept, Int(packet.pointee.pkt.csum_start), Int(packet.pointee.pkt.csum_offset))
         }
         Self.put32(&scratch, 4 << 16 | 2)
@@ -105,6 +105,8 @@ private final class CaptureWriter: @unchecked Sendable {
     private let ready = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
     private var waiting: [UInt8] = []
     private var isClosing = false
+    /// The file cannot take more: a full disk.
+    private var hasFailed = false
     private var thread = pthread_t()
     private(set) var dropped: UInt64 = 0
 
@@ -131,7 +133,7 @@ private final class CaptureWriter: @unchecked Sendable {
 
     func append(_ bytes: [UInt8]) {
         pthread_mutex_lock(lock)
-        if waiting.count + bytes.count <= limit { waiting += bytes } else { dropped &+= 1 }
+        if waiting.count + bytes.count <= limit, !hasFailed { waiting += bytes } else { dropped &+= 1 }
         pthread_mutex_unlock(lock)
         pthread_cond_signal(ready)
     }
@@ -148,7 +150,14 @@ private final class CaptureWriter: @unchecked Sendable {
             var done = 0
             while done < batch.count {
                 let count = batch.withUnsafeBytes { write(descriptor, $0.baseAddress! + done, $0.count - done) }
-                if count <= 0 { break }
+                if count < 0, errno == EINTR { continue }
+                if count <= 0 {
+                    // A block cut short would spoil all that follow.
+                    pthread_mutex_lock(lock)
+                    hasFailed = true
+                    pthread_mutex_unlock(lock)
+                    break
+                }
                 done += count
             }
             batch.removeAll(keepingCapacity: true)

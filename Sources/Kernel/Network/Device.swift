@@ -10,6 +10,10 @@ open class Device {
     /// An emulated link in front of the device, on the way in.
     package var receiving: EmulatedPath?
 
+    /// Room in front of a received frame. With the 14 bytes of an Ethernet header it puts the network header on a
+    /// multiple of 16, and a reply that reuses the packet has space for its headers.
+    static let headroom = 66
+
     package init(capabilities: UInt32) { self.capabilities = capabilities }
 
     /// Sends a list of packets with their link headers. Every packet is the device's afterwards. [consumes]
@@ -22,6 +26,9 @@ open class Device {
 
     /// Hands on what has waited since the turn before.
     package func drainQueue() {}
+
+    /// Buffers kept ready for input.
+    package var spareBuffers: Int { 0 }
 
     /// The interface is going away: release what the system gave.
     package func close() {}

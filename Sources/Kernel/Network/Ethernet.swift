@@ -17,7 +17,7 @@ final class Ethernet {
     private static let maximumTakers = 16
     private let takers = UnsafeMutablePointer<Taker>.allocate(capacity: maximumTakers)
     private var takerCount = 0
-    /// Cells of "alps.neighbor/1:FAMILY".
+    /// Cell of "alps.neighbor/1:2", ARP's.
     private var neighborCell: UnsafePointer<alps_cell>!
 
     deinit { takers.deallocate() }
@@ -155,16 +155,19 @@ final class Ethernet {
             kernel.mbufs.free(list)
             return ENETDOWN
         }
-        let ethertype: UInt16 = family == UInt16(ALPS_AF_INET) ? 0x0800 : 0x86dd
+        guard family == UInt16(ALPS_AF_INET) else {
+            kernel.mbufs.free(list)
+            return EAFNOSUPPORT
+        }
+        let ethertype: UInt16 = 0x0800
         if interface.isLoopback {
             return transmitLoopback(interface, list, ethertype)
         }
         var hardware: (UInt8, UInt8, UInt8, UInt8, UInt8, UInt8, UInt8, UInt8) = (0, 0, 0, 0, 0, 0, 0, 0)
         let address = nextHop.pointee.bytes
-        let flags = list.pointee.pkt.flags
-        if flags & UInt16(ALPS_PKT_BROADCAST) != 0 || isBroadcast(interface, nextHop) {
+        if isBroadcast(interface, nextHop) {
             hardware = (0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0)
-        } else if family == UInt16(ALPS_AF_INET), address.0 & 0xf0 == 0xe0 {
+        } else if address.0 & 0xf0 == 0xe0 {
             // RFC 1112, section 6.4: the low 23 bits of the group.
             hardware = (0x01, 0x00, 0x5e, address.1 & 0x7f, address.2, address.3, 0, 0)
         } else {
@@ -227,7 +230,7 @@ final class Ethernet {
         _ interface: Interface, _ list: Mbuf, _ ethertype: UInt16, _ destination: UnsafePointer<UInt8>
     ) -> Int32 {
         let pool = kernel.mbufs
-        let capabilities = interface.raw.pointee.capabilities
+        let mtu = interface.raw.pointee.mtu
         var first: Mbuf?
         var last: Mbuf?
         var failed: Int32 = 0
@@ -235,12 +238,13 @@ final class Ethernet {
         while let packet = next {
             next = packet.pointee.nextpkt
             packet.pointee.nextpkt = nil
-            var ready: Mbuf? = packet
-            if packet.pointee.pkt.gso_type != UInt8(ALPS_GSO_NONE), capabilities & UInt32(ALPS_IFCAP_TSO4) == 0 {
-                ready = pool.segment(packet)
-            } else if packet.pointee.pkt.csum == UInt8(ALPS_CSUM_PARTIAL), capabilities & UInt32(ALPS_IFCAP_TXCSUM) == 0 {
-                ready = pool.finishChecksum(packet)
+            guard packet.pointee.pkt.length <= mtu || packet.pointee.pkt.gso_type != UInt8(ALPS_GSO_NONE) else {
+                interface.errorsOut &+= 1
+                failed = EMSGSIZE
+                pool.freePacket(packet)
+                continue
             }
+            var ready = withinCapabilities(interface, packet)
             if ready == nil {
                 interface.errorsOut &+= 1
                 failed = ENOBUFS
@@ -269,6 +273,20 @@ final class Ethernet {
         }
         if let first { interface.device.transmit(first) }
         return failed
+    }
+
+    /// What of a packet the device can take: itself, or what has been made of it in software. [consumes]
+    @inline(__always)
+    private func withinCapabilities(_ interface: Interface, _ packet: Mbuf) -> Mbuf? {
+        let capabilities = interface.raw.pointee.capabilities
+        let type = packet.pointee.pkt.gso_type & ~UInt8(ALPS_GSO_ECN)
+        if type != UInt8(ALPS_GSO_NONE), type != UInt8(ALPS_GSO_TCP4) || capabilities & UInt32(ALPS_IFCAP_TSO4) == 0 {
+            return kernel.mbufs.segment(packet)
+        }
+        if packet.pointee.pkt.csum == UInt8(ALPS_CSUM_PARTIAL), capabilities & UInt32(ALPS_IFCAP_TXCSUM) == 0 {
+            return kernel.mbufs.finishChecksum(packet)
+        }
+        return packet
     }
 }
 

@@ -33,16 +33,20 @@ package final class Interface {
         raw.pointee.mtu = UInt32(mtu)
         raw.pointee.capabilities = device.capabilities
         let common = UInt32(ALPS_IFF_UP | ALPS_IFF_RUNNING | ALPS_IFF_MULTICAST)
-        if let hardware {
+        if hardware != nil {
             raw.pointee.hardware_length = 6
-            withUnsafeMutableBytes(of: &raw.pointee.hardware) { buffer in
-                withUnsafeBytes(of: hardware.bytes) { buffer.copyMemory(from: UnsafeRawBufferPointer(rebasing: $0[0..<6])) }
-            }
             raw.pointee.flags = common | UInt32(ALPS_IFF_BROADCAST)
         } else {
             raw.pointee.flags = common | UInt32(ALPS_IFF_LOOPBACK)
         }
+        if let hardware { store(hardware) }
         device.interface = self
+    }
+
+    fileprivate func store(_ hardware: HardwareAddress) {
+        withUnsafeMutableBytes(of: &raw.pointee.hardware) { buffer in
+            withUnsafeBytes(of: hardware.bytes) { buffer.copyMemory(from: UnsafeRawBufferPointer(rebasing: $0[0..<6])) }
+        }
     }
 
     deinit {
@@ -67,6 +71,12 @@ package final class Interface {
         raw.pointee.addresses = UnsafePointer(storage)
         raw.pointee.address_count = UInt32(addresses.count)
         old?.deallocate()
+    }
+
+    /// In place: whoever calls this may be walking the addresses.
+    func setFlags(_ flags: UInt32, ofAddress place: Int) {
+        addresses[place].flags = flags
+        addressStorage?[place].flags = flags
     }
 
     /// Writes every packet from now on to a pcapng file.
@@ -172,6 +182,13 @@ package final class InterfaceTable {
         return 0
     }
 
+    package func setHardware(_ interface: Interface, _ hardware: HardwareAddress) -> Int32 {
+        guard interface.raw.pointee.hardware_length == 6 else { return EOPNOTSUPP }
+        interface.store(hardware)
+        fire(UInt32(ALPS_IFEVENT_HARDWARE), interface)
+        return 0
+    }
+
     private func fire(_ kind: UInt32, _ interface: Interface, _ address: UnsafePointer<alps_ifaddr>? = nil) {
         var event = alps_ifnet_event(
             size: UInt32(MemoryLayout<alps_ifnet_event>.size), kind: kind, ifnet: UnsafePointer(interface.raw),
@@ -183,6 +200,7 @@ package final class InterfaceTable {
 
     /// Adds an IPv4 address, its connected network, its own and its broadcast routes.
     package func addAddress(_ interface: Interface, _ addr: alps_addr, prefixLength: Int) throws {
+        guard (0...32).contains(prefixLength) else { throw KernelError(EINVAL, "a prefix has 0 to 32 bits") }
         guard !interface.addresses.contains(where: { NetworkAddress(address: $0.addr) == NetworkAddress(address: addr) })
         else { throw KernelError(EEXIST, "\(interface.name) has that address already") }
         var address = alps_ifaddr()
@@ -194,7 +212,7 @@ package final class InterfaceTable {
         if !interface.isLoopback, prefixLength < 31 { address.broadcast = Self.broadcast(addr, prefixLength) }
         interface.addresses.append(address)
         interface.publishAddresses()
-        kernel.routes.addInterfaceRoutes(interface, address, loopback: find("lo0"))
+        kernel.routes.addInterfaceRoutes(interface, address)
         withUnsafePointer(to: &address) { fire(UInt32(ALPS_IFEVENT_ADDRESS_ADD), interface, $0) }
     }
 
@@ -225,8 +243,7 @@ package final class InterfaceTable {
                 NetworkAddress(address: $0.addr) == NetworkAddress(address: addr)
             })
         else { return ENOENT }
-        interface.addresses[place].flags = flags
-        interface.publishAddresses()
+        interface.setFlags(flags, ofAddress: place)
         return 0
     }
 
@@ -266,6 +283,9 @@ package final class InterfaceTable {
         for interface in slots { if interface?.device.hasQueuedPackets == true { return true } }
         return false
     }
+
+    /// Buffers that devices keep ready and that hold no packet.
+    package var sparePackets: Int { slots.reduce(0) { $0 + ($1?.device.spareBuffers ?? 0) } }
 
     package func drainQueues() {
         for interface in slots { interface?.device.drainQueue() }

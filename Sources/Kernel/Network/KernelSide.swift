@@ -7,10 +7,6 @@ package enum KernelSide {
     package static func configure(interface: String, address: String, prefixLength: Int, mtu: Int?) throws {
         guard let parsed = NetworkAddress(address) else { throw KernelError(EINVAL, "'\(address)' is not an address") }
         try withSocket(interface) { descriptor, request in
-            if let mtu {
-                request.ifr_ifru.ifru_mtu = Int32(mtu)
-                try call(descriptor, UInt(SIOCSIFMTU), &request, interface, "set the MTU of")
-            }
             setAddress(&request, parsed)
             try call(descriptor, UInt(SIOCSIFADDR), &request, interface, "give an address to")
             let mask = prefixLength == 0 ? 0 : UInt32.max << UInt32(32 - prefixLength)
@@ -19,11 +15,15 @@ package enum KernelSide {
                 NetworkAddress("\(mask >> 24).\(mask >> 16 & 255).\(mask >> 8 & 255).\(mask & 255)") ?? parsed)
             try call(descriptor, UInt(SIOCSIFNETMASK), &request, interface, "set the netmask of")
         }
-        try bringUp(interface: interface)
+        try bringUp(interface: interface, mtu: mtu)
     }
 
-    package static func bringUp(interface: String) throws {
+    package static func bringUp(interface: String, mtu: Int? = nil) throws {
         try withSocket(interface) { descriptor, request in
+            if let mtu {
+                request.ifr_ifru.ifru_mtu = Int32(mtu)
+                try call(descriptor, UInt(SIOCSIFMTU), &request, interface, "set the MTU of")
+            }
             try call(descriptor, UInt(SIOCGIFFLAGS), &request, interface, "read the flags of")
             request.ifr_ifru.ifru_flags |= Int16(IFF_UP)
             try call(descriptor, UInt(SIOCSIFFLAGS), &request, interface, "bring up")

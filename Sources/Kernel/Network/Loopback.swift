@@ -6,6 +6,7 @@ package final class Loopback: Device {
     private var first: Mbuf?
     private var last: Mbuf?
     private var queued = 0
+    private var isClosed = false
     /// Packets of one turn; more are dropped as a full queue drops them.
     private static let limit = 4096
 
@@ -19,7 +20,7 @@ package final class Loopback: Device {
         while let packet = next {
             next = packet.pointee.nextpkt
             packet.pointee.nextpkt = nil
-            guard queued < Self.limit else {
+            guard queued < Self.limit, !isClosed else {
                 interface?.drops &+= 1
                 kernel.mbufs.freePacket(packet)
                 continue
@@ -29,7 +30,8 @@ package final class Loopback: Device {
                 interface?.drops &+= 1
                 continue
             }
-            held.pointee.pkt.csum = UInt8(ALPS_CSUM_VALID)
+            // An unfinished sum stays marked as such: receivers trust it, and whoever shows the bytes can finish it.
+            if held.pointee.pkt.csum == UInt8(ALPS_CSUM_NONE) { held.pointee.pkt.csum = UInt8(ALPS_CSUM_VALID) }
             held.pointee.pkt.flags = UInt16(ALPS_PKT_LOOPBACK)
             held.pointee.pkt.l2_length = 0
             held.pointee.pkt.conn = nil
@@ -46,10 +48,11 @@ package final class Loopback: Device {
         first = nil
         last = nil
         queued = 0
-        interface?.inputNetworkPackets(list)
+        if let interface { interface.inputNetworkPackets(list) } else { kernel.mbufs.free(list) }
     }
 
     package override func close() {
+        isClosed = true
         kernel.mbufs.free(first)
         first = nil
         last = nil

@@ -1,17 +1,53 @@
 import Glibc
 package import PluginAPI
 
-/// The routing table ("alps.route/1"). Blind to families: keys are bytes. A list a prefix length, longest first, which is
-/// small: hosts have a handful of routes, and whoever sends keeps a copy that is good while the generation stands.
+/// The routing table ("alps.route/1"). Blind to families: keys are bytes.
+///
+/// Configured routes stand in one array in the order in which they are tried, longest prefix first: a host has a handful,
+/// and whoever sends keeps a copy that is good while the generation stands. Host routes that carry news about one
+/// destination (a path MTU, a redirect) may be many; they are found by hash, and go when a route that covers them changes.
 package final class RouteTable {
+    /// An address as two words, so that a prefix is compared at once.
+    private struct Key: Hashable {
+        var family: UInt16
+        var high: UInt64
+        var low: UInt64
+
+        init(_ family: UInt16, _ address: alps_addr) {
+            self.family = family
+            (high, low) = withUnsafeBytes(of: address) {
+                (
+                    UInt64(bigEndian: $0.loadUnaligned(fromByteOffset: 0, as: UInt64.self)),
+                    UInt64(bigEndian: $0.loadUnaligned(fromByteOffset: 8, as: UInt64.self))
+                )
+            }
+        }
+
+        func covers(_ other: Key, _ length: UInt8) -> Bool {
+            let shift = UInt64(length)
+            let highMask: UInt64 = length == 0 ? 0 : length >= 64 ? .max : .max << (64 - shift)
+            let lowMask: UInt64 = length <= 64 ? 0 : length >= 128 ? .max : .max << (128 - shift)
+            return family == other.family && (high ^ other.high) & highMask == 0 && (low ^ other.low) & lowMask == 0
+        }
+    }
+
+    private struct Entry {
+        var key: Key
+        var route: alps_route
+    }
+
     private var kernel: Kernel!
     private var opsTable: UnsafeMutablePointer<alps_route_ops>?
     private let generationWord = UnsafeMutablePointer<UInt64>.allocate(capacity: 1)
-    /// Sorted by prefix length, longest first, then by metric.
-    private var routes: [alps_route] = []
+    /// By prefix length, longest first, then by metric.
+    private var entries: [Entry] = []
+    /// Cloned and redirected host routes.
+    private var news: [Key: alps_route] = [:]
     private var timer: HostTimer?
-    /// Cloned routes at a time; the oldest to lapse goes first.
-    private static let maximumClones = 4096
+    /// News at a time; what lapses first goes first.
+    private static let maximumNews = 4096
+    /// A redirect is believed for so long, ns.
+    private static let redirectLifetime: UInt64 = 600_000_000_000
 
     package init() { generationWord.initialize(to: 1) }
 
@@ -31,39 +67,37 @@ package final class RouteTable {
     }
 
     /// All routes, longest prefixes first.
-    package var all: [alps_route] { routes }
+    package var all: [alps_route] {
+        let clones = news.sorted { ($0.key.family, $0.key.high, $0.key.low) < ($1.key.family, $1.key.high, $1.key.low) }
+        return clones.map(\.value) + entries.map(\.route)
+    }
 
     fileprivate var generation: UnsafePointer<UInt64> { UnsafePointer(generationWord) }
 
     /// Copies that others keep are void.
     package func changed() { generationWord.pointee &+= 1 }
 
+    private static func fullLength(_ family: UInt16) -> UInt8 { family == UInt16(ALPS_AF_INET) ? 32 : 128 }
+
     // MARK: Lookup
 
-    private static func matches(_ address: alps_addr, _ prefix: alps_addr, _ length: UInt8) -> Bool {
-        withUnsafeBytes(of: address) { a in
-            withUnsafeBytes(of: prefix) { b in
-                let whole = Int(length) / 8
-                for index in 0..<whole where a[index] != b[index] { return false }
-                let rest = length % 8
-                return rest == 0 || (a[whole] ^ b[whole]) >> (8 - rest) == 0
-            }
+    private func best(_ key: Key, _ ifindex: UInt32) -> alps_route? {
+        // One of this stack's addresses is reached from every interface.
+        func fits(_ route: alps_route) -> Bool {
+            ifindex == 0 || route.ifindex == ifindex || route.flags & UInt32(ALPS_RTF_LOCAL) != 0
         }
-    }
-
-    private static func equal(_ a: alps_addr, _ b: alps_addr) -> Bool { matches(a, b, 128) }
-
-    private func index(_ family: UInt16, _ destination: alps_addr, _ ifindex: UInt32) -> Int? {
-        routes.firstIndex {
-            $0.family == family && (ifindex == 0 || $0.ifindex == ifindex || $0.flags & UInt32(ALPS_RTF_LOCAL) != 0)
-                && Self.matches(destination, $0.destination, $0.prefix_length)
+        if !news.isEmpty, let route = news[key], fits(route) { return route }
+        for index in entries.indices
+        where entries[index].key.covers(key, entries[index].route.prefix_length) && fits(entries[index].route) {
+            return entries[index].route
         }
+        return nil
     }
 
     /// Longest prefix; ENETUNREACH or EHOSTUNREACH if there is no way.
     package func lookup(_ family: UInt16, _ destination: alps_addr, ifindex: UInt32 = 0, _ route: inout alps_route) -> Int32 {
-        guard let index = index(family, destination, ifindex) else { return ENETUNREACH }
-        route = routes[index]
+        guard let found = best(Key(family, destination), ifindex) else { return ENETUNREACH }
+        route = found
         route.generation = generationWord.pointee
         let interfaceMTU = kernel.interfaces.interface(route.ifindex)?.raw.pointee.mtu ?? 1500
         route.mtu = route.mtu == 0 ? interfaceMTU : min(route.mtu, interfaceMTU)
@@ -76,56 +110,66 @@ package final class RouteTable {
         var route = route
         route.size = UInt32(MemoryLayout<alps_route>.size)
         route.flags |= UInt32(ALPS_RTF_UP)
-        let place = routes.firstIndex {
-            $0.prefix_length < route.prefix_length
-                || $0.prefix_length == route.prefix_length && $0.metric > route.metric
+        let place = entries.firstIndex {
+            $0.route.prefix_length < route.prefix_length
+                || $0.route.prefix_length == route.prefix_length && $0.route.metric > route.metric
         }
-        routes.insert(route, at: place ?? routes.count)
+        let key = Key(route.family, route.destination)
+        entries.insert(Entry(key: key, route: route), at: place ?? entries.count)
+        forgetNews(within: key, route.prefix_length)
         changed()
+    }
+
+    /// News that stood on a route which is another one now.
+    private func forgetNews(within key: Key, _ length: UInt8) {
+        for clone in news.keys where key.covers(clone, length) { news[clone] = nil }
     }
 
     package func add(_ route: alps_route) -> Int32 {
         var route = route
-        guard route.prefix_length <= (route.family == UInt16(ALPS_AF_INET) ? 32 : 128) else { return EINVAL }
+        let fullLength = Self.fullLength(route.family)
+        guard route.prefix_length <= fullLength else { return EINVAL }
         Self.clearHostBits(&route)
-        if route.prefix_length == (route.family == UInt16(ALPS_AF_INET) ? 32 : 128) { route.flags |= UInt32(ALPS_RTF_HOST) }
+        if route.prefix_length == fullLength { route.flags |= UInt32(ALPS_RTF_HOST) }
         if route.flags & UInt32(ALPS_RTF_GATEWAY) != 0 {
-            // The gateway has to be on a network that is directly connected.
-            var way = alps_route()
-            guard lookup(route.family, route.gateway, ifindex: route.ifindex, &way) == 0,
-                way.flags & UInt32(ALPS_RTF_GATEWAY | ALPS_RTF_LOCAL) == 0
-            else { return ENETUNREACH }
+            guard let way = connected(route.family, route.gateway, route.ifindex) else { return ENETUNREACH }
             if route.ifindex == 0 { route.ifindex = way.ifindex }
         }
         guard route.ifindex == 0 || kernel.interfaces.interface(route.ifindex) != nil else { return ENODEV }
         guard route.ifindex != 0 || route.flags & UInt32(ALPS_RTF_REJECT) != 0 else { return EINVAL }
-        let exists = routes.contains {
-            $0.family == route.family && $0.prefix_length == route.prefix_length && $0.metric == route.metric
-                && Self.equal($0.destination, route.destination)
-                && $0.flags & UInt32(ALPS_RTF_CLONED | ALPS_RTF_DYNAMIC) == 0
+        let key = Key(route.family, route.destination)
+        let exists = entries.contains {
+            $0.key == key && $0.route.prefix_length == route.prefix_length && $0.route.metric == route.metric
         }
         guard !exists else { return EEXIST }
         insert(route)
         return 0
     }
 
+    /// The route to a gateway, if that is on a network of ours.
+    private func connected(_ family: UInt16, _ gateway: alps_addr, _ ifindex: UInt32) -> alps_route? {
+        let indirect = UInt32(ALPS_RTF_GATEWAY | ALPS_RTF_LOCAL | ALPS_RTF_BROADCAST | ALPS_RTF_REJECT)
+        guard let way = best(Key(family, gateway), ifindex), way.flags & indirect == 0 else { return nil }
+        return way
+    }
+
     package func remove(_ route: alps_route) -> Int32 {
         var wanted = route
+        guard wanted.prefix_length <= Self.fullLength(wanted.family) else { return EINVAL }
         Self.clearHostBits(&wanted)
-        let before = routes.count
-        routes.removeAll {
-            $0.family == wanted.family && $0.prefix_length == wanted.prefix_length
-                && Self.equal($0.destination, wanted.destination)
-                && (wanted.ifindex == 0 || $0.ifindex == wanted.ifindex)
-                && (wanted.flags & UInt32(ALPS_RTF_GATEWAY) == 0 || Self.equal($0.gateway, wanted.gateway))
-                && $0.flags & UInt32(ALPS_RTF_LOCAL | ALPS_RTF_BROADCAST) == 0
+        let key = Key(wanted.family, wanted.destination)
+        let gateway = Key(wanted.family, wanted.gateway)
+        func matches(_ candidate: alps_route) -> Bool {
+            candidate.prefix_length == wanted.prefix_length
+                && (wanted.ifindex == 0 || candidate.ifindex == wanted.ifindex)
+                && (wanted.flags & UInt32(ALPS_RTF_GATEWAY) == 0 || Key(candidate.family, candidate.gateway) == gateway)
+                && candidate.flags & UInt32(ALPS_RTF_LOCAL | ALPS_RTF_BROADCAST) == 0
         }
-        guard routes.count != before else { return ESRCH }
-        // Clones of a network that has gone may point anywhere now.
-        routes.removeAll {
-            $0.flags & UInt32(ALPS_RTF_CLONED | ALPS_RTF_DYNAMIC) != 0
-                && Self.matches($0.destination, wanted.destination, wanted.prefix_length)
-        }
+        let before = entries.count + news.count
+        entries.removeAll { $0.key == key && matches($0.route) }
+        if let clone = news[key], matches(clone) { news[key] = nil }
+        guard entries.count + news.count != before else { return ENOENT }
+        forgetNews(within: key, wanted.prefix_length)
         changed()
         return 0
     }
@@ -142,137 +186,149 @@ package final class RouteTable {
         var route = alps_route()
         route.family = UInt16(ALPS_AF_INET)
         route.flags = UInt32(ALPS_RTF_GATEWAY | ALPS_RTF_STATIC)
+        route.ifindex = interface.raw.pointee.index
         route.gateway = gateway
         let status = add(route)
         guard status == 0 else {
             throw KernelError(
-                status, "gateway \(NetworkAddress(address: gateway)) is not on a network of \(interface.name): give --address one that covers it")
+                status,
+                status == EEXIST
+                    ? "there is a default route already"
+                    : "gateway \(NetworkAddress(address: gateway)) is not on a network of \(interface.name): give --address one that covers it")
         }
     }
 
     // MARK: Interfaces' own routes
 
-    func addInterfaceRoutes(_ interface: Interface, _ address: alps_ifaddr, loopback: Interface?) {
+    /// What an address brings: the network that is connected, the address itself (over lo0), the broadcast address.
+    private func ownRoutes(_ interface: Interface, _ address: alps_ifaddr) -> [alps_route] {
+        func route(_ destination: alps_addr, _ length: UInt8, _ flags: UInt32, _ ifindex: UInt32) -> alps_route {
+            var route = alps_route()
+            route.family = address.family
+            route.prefix_length = length
+            route.destination = destination
+            route.ifindex = ifindex
+            route.flags = flags
+            Self.clearHostBits(&route)
+            return route
+        }
         let index = interface.raw.pointee.index
-        var network = alps_route()
-        network.family = address.family
-        network.prefix_length = address.prefix_length
-        network.destination = address.addr
-        network.ifindex = index
-        network.flags = UInt32(ALPS_RTF_CONNECTED)
-        Self.clearHostBits(&network)
-        if address.prefix_length < 32 { insert(network) }
-        var own = alps_route()
-        own.family = address.family
-        own.prefix_length = 32
-        own.destination = address.addr
-        own.ifindex = loopback?.raw.pointee.index ?? index
-        own.flags = UInt32(ALPS_RTF_LOCAL | ALPS_RTF_HOST)
-        insert(own)
-        guard !NetworkAddress(address: address.broadcast).isZero else { return }
-        var broadcast = own
-        broadcast.destination = address.broadcast
-        broadcast.ifindex = index
-        broadcast.flags = UInt32(ALPS_RTF_BROADCAST | ALPS_RTF_HOST)
-        insert(broadcast)
+        let full = Self.fullLength(address.family)
+        let loopback = kernel.interfaces.find("lo0")?.raw.pointee.index ?? index
+        var routes = [route(address.addr, full, UInt32(ALPS_RTF_LOCAL | ALPS_RTF_HOST), loopback)]
+        if address.prefix_length < full {
+            routes.append(route(address.addr, address.prefix_length, UInt32(ALPS_RTF_CONNECTED), index))
+        }
+        if !NetworkAddress(address: address.broadcast).isZero {
+            routes.append(route(address.broadcast, full, UInt32(ALPS_RTF_BROADCAST | ALPS_RTF_HOST), index))
+        }
+        return routes
     }
 
-    func removeInterfaceRoutes(_ interface: Interface, _ address: alps_ifaddr) {
-        let index = interface.raw.pointee.index
-        routes.removeAll {
-            $0.flags & UInt32(ALPS_RTF_LOCAL) != 0 && Self.equal($0.destination, address.addr)
-                || $0.ifindex == index && $0.flags & UInt32(ALPS_RTF_BROADCAST) != 0
-                    && Self.equal($0.destination, address.broadcast)
-                || $0.ifindex == index && Self.matches($0.destination, address.addr, address.prefix_length)
-                    && $0.prefix_length >= address.prefix_length && $0.flags & UInt32(ALPS_RTF_LOCAL) == 0
+    private static func isSame(_ entry: Entry, _ route: alps_route) -> Bool {
+        let kinds = UInt32(ALPS_RTF_LOCAL | ALPS_RTF_CONNECTED | ALPS_RTF_BROADCAST)
+        return entry.key == Key(route.family, route.destination) && entry.route.prefix_length == route.prefix_length
+            && entry.route.ifindex == route.ifindex && entry.route.flags & kinds == route.flags & kinds
+    }
+
+    func addInterfaceRoutes(_ interface: Interface, _ address: alps_ifaddr) {
+        // Two addresses of one network share its routes.
+        for route in ownRoutes(interface, address) where !entries.contains(where: { Self.isSame($0, route) }) {
+            insert(route)
         }
+    }
+
+    /// `address` has left the interface already.
+    func removeInterfaceRoutes(_ interface: Interface, _ address: alps_ifaddr) {
+        let kept = kernel.interfaces.all.flatMap { other in other.addresses.flatMap { ownRoutes(other, $0) } }
+        for route in ownRoutes(interface, address) {
+            entries.removeAll { entry in Self.isSame(entry, route) && !kept.contains { Self.isSame(entry, $0) } }
+        }
+        // Gateways that cannot be reached any more lead nowhere.
+        let index = interface.raw.pointee.index
+        let gateway = UInt32(ALPS_RTF_GATEWAY)
+        let stranded = entries.filter {
+            $0.route.ifindex == index && $0.route.flags & gateway != 0
+                && connected($0.route.family, $0.route.gateway, index) == nil
+        }
+        entries.removeAll { entry in stranded.contains { $0.key == entry.key && Self.isSameWay($0.route, entry.route) } }
+        news = news.filter { $0.value.ifindex != index }
         changed()
+    }
+
+    private static func isSameWay(_ a: alps_route, _ b: alps_route) -> Bool {
+        a.prefix_length == b.prefix_length && a.metric == b.metric && a.ifindex == b.ifindex
     }
 
     func removeAll(interface index: UInt32) {
-        routes.removeAll { $0.ifindex == index }
+        entries.removeAll { $0.route.ifindex == index }
+        news = news.filter { $0.value.ifindex != index }
         changed()
     }
 
-    // MARK: Host routes that carry news
+    // MARK: News about one destination
 
-    private func addClone(_ clone: alps_route) {
-        var clones = 0
-        for route in routes where route.flags & UInt32(ALPS_RTF_CLONED | ALPS_RTF_DYNAMIC) != 0 { clones += 1 }
-        if clones >= Self.maximumClones,
-            let oldest = routes.indices.filter({ routes[$0].flags & UInt32(ALPS_RTF_CLONED | ALPS_RTF_DYNAMIC) != 0 })
-                .min(by: { routes[$0].expires < routes[$1].expires })
+    private func remember(_ route: alps_route, for key: Key) {
+        if news[key] == nil, news.count >= Self.maximumNews,
+            let first = news.min(by: { ($0.value.expires, $0.key.high, $0.key.low) < ($1.value.expires, $1.key.high, $1.key.low) })
         {
-            routes.remove(at: oldest)
+            news[first.key] = nil
         }
-        insert(clone)
+        news[key] = route
+        changed()
         scheduleExpiry()
     }
 
-    fileprivate func updateMTU(_ family: UInt16, _ destination: alps_addr, _ mtu: UInt32, _ lifetime: UInt64) -> Int32 {
-        guard let index = index(family, destination, 0) else { return ENETUNREACH }
-        let expires = lifetime == 0 ? 0 : kernel.clock.now &+ lifetime
-        if routes[index].flags & UInt32(ALPS_RTF_HOST) != 0 {
-            if routes[index].mtu == 0 || mtu < routes[index].mtu {
-                routes[index].mtu = mtu
-                if routes[index].flags & UInt32(ALPS_RTF_CLONED) != 0 { routes[index].expires = expires }
-                changed()
-                scheduleExpiry()
-            }
-            return 0
-        }
-        var clone = routes[index]
+    private func hostRoute(_ route: alps_route, _ destination: alps_addr, _ kind: UInt32) -> alps_route {
+        var clone = route
         clone.destination = destination
-        clone.prefix_length = family == UInt16(ALPS_AF_INET) ? 32 : 128
+        clone.prefix_length = Self.fullLength(route.family)
         clone.flags &= ~UInt32(ALPS_RTF_STATIC | ALPS_RTF_CONNECTED)
-        clone.flags |= UInt32(ALPS_RTF_HOST | ALPS_RTF_CLONED)
-        clone.mtu = clone.mtu == 0 ? mtu : min(mtu, clone.mtu)
-        clone.expires = expires
-        addClone(clone)
+        clone.flags |= UInt32(ALPS_RTF_HOST) | kind
+        return clone
+    }
+
+    package func updateMTU(_ family: UInt16, _ destination: alps_addr, _ mtu: UInt32, lifetime: UInt64) -> Int32 {
+        let key = Key(family, destination)
+        var current = alps_route()
+        let status = lookup(family, destination, &current)
+        guard status == 0 else { return status }
+        guard mtu < current.mtu || mtu == current.mtu && news[key]?.mtu == mtu else { return 0 }
+        guard let route = best(key, 0) else { return ENETUNREACH }
+        var clone = hostRoute(route, destination, UInt32(ALPS_RTF_CLONED))
+        clone.mtu = mtu
+        let expires = lifetime == 0 ? 0 : kernel.clock.now &+ lifetime
+        // A redirect that carries the MTU too lapses with whichever lapses first.
+        let isRedirect = clone.flags & UInt32(ALPS_RTF_DYNAMIC) != 0
+        clone.expires = isRedirect && clone.expires != 0 && expires != 0 ? min(clone.expires, expires) : expires
+        remember(clone, for: key)
         return 0
     }
 
-    fileprivate func redirect(
-        _ family: UInt16, _ destination: alps_addr, _ gateway: alps_addr, _ from: alps_addr, _ ifindex: UInt32
+    package func redirect(
+        _ family: UInt16, _ destination: alps_addr, to gateway: alps_addr, from: alps_addr, ifindex: UInt32
     ) -> Int32 {
-        guard let index = index(family, destination, 0), routes[index].flags & UInt32(ALPS_RTF_GATEWAY) != 0,
-            Self.equal(routes[index].gateway, from), routes[index].ifindex == ifindex
+        // RFC 1122, section 3.2.2.2: from the first hop in use, to a neighbour on the same interface.
+        let key = Key(family, destination)
+        guard let route = best(key, 0), route.flags & UInt32(ALPS_RTF_GATEWAY) != 0, route.ifindex == ifindex,
+            Key(family, route.gateway) == Key(family, from), connected(family, gateway, ifindex) != nil
         else { return EPERM }
-        var way = alps_route()
-        guard lookup(family, gateway, ifindex: ifindex, &way) == 0, way.flags & UInt32(ALPS_RTF_CONNECTED) != 0 else {
-            return EPERM
-        }
-        if routes[index].flags & UInt32(ALPS_RTF_DYNAMIC) != 0 {
-            routes[index].gateway = gateway
-            changed()
-            return 0
-        }
-        var clone = routes[index]
-        clone.destination = destination
-        clone.prefix_length = family == UInt16(ALPS_AF_INET) ? 32 : 128
-        clone.flags &= ~UInt32(ALPS_RTF_STATIC)
-        clone.flags |= UInt32(ALPS_RTF_HOST | ALPS_RTF_DYNAMIC)
+        var clone = hostRoute(route, destination, UInt32(ALPS_RTF_DYNAMIC))
         clone.gateway = gateway
-        clone.expires = kernel.clock.now &+ 600_000_000_000
-        addClone(clone)
+        clone.expires = kernel.clock.now &+ Self.redirectLifetime
+        remember(clone, for: key)
         return 0
     }
 
     private func scheduleExpiry() {
-        guard let soonest = routes.lazy.map(\.expires).filter({ $0 != 0 }).min(), let timer else { return }
+        guard let soonest = news.values.lazy.map(\.expires).filter({ $0 != 0 }).min(), let timer else { return }
         let now = kernel.clock.now
         if !timer.isArmed || timer.deadline > soonest { timer.arm(after: soonest > now ? soonest - now : 0) }
     }
 
     private func expire() {
         let now = kernel.clock.now
-        for index in routes.indices where routes[index].expires != 0 && routes[index].expires <= now {
-            if routes[index].flags & UInt32(ALPS_RTF_CLONED | ALPS_RTF_DYNAMIC) == 0 {
-                routes[index].mtu = 0
-                routes[index].expires = 0
-            }
-        }
-        routes.removeAll { $0.expires != 0 && $0.expires <= now }
+        news = news.filter { $0.value.expires == 0 || $0.value.expires > now }
         changed()
         scheduleExpiry()
     }
@@ -299,12 +355,12 @@ private func makeRouteOps() -> alps_route_ops {
         },
         update_mtu: { context, family, destination, mtu, lifetime in
             Unmanaged<RouteTable>.fromOpaque(context)._withUnsafeGuaranteedRef {
-                $0.updateMTU(family, destination.pointee, mtu, lifetime)
+                $0.updateMTU(family, destination.pointee, mtu, lifetime: lifetime)
             }
         },
         redirect: { context, family, destination, gateway, from, ifindex in
             Unmanaged<RouteTable>.fromOpaque(context)._withUnsafeGuaranteedRef {
-                $0.redirect(family, destination.pointee, gateway.pointee, from.pointee, ifindex)
+                $0.redirect(family, destination.pointee, to: gateway.pointee, from: from.pointee, ifindex: ifindex)
             }
         })
 }

@@ -14,14 +14,13 @@ package final class Tap: Device {
     private let vectors = UnsafeMutablePointer<iovec>.allocate(capacity: maximumVectors)
     private let header = UnsafeMutablePointer<virtio_net_hdr_v1>.allocate(capacity: 1)
 
-    private static let maximumVectors = 64
+    private static let maximumVectors = 256
     private static let headerSize = MemoryLayout<virtio_net_hdr_v1>.size
     /// Frames a turn: the rest waits, so that clients get their share.
     private static let batch = 64
     /// Frames up to this length stay in the small buffer.
     private static let smallCapacity = 1792
-    /// Room in front of a received frame, so that its data stay aligned and a reply may reuse it.
-    private static let headroom = 64
+    private static let copiedTail = 8192
 
     private final class Readiness: ReadyHandler {
         unowned let tap: Tap
@@ -52,7 +51,8 @@ package final class Tap: Device {
             Glibc.close(descriptor)
             throw KernelError(
                 error, "cannot make tap interface '\(name)': \(String(cString: strerror(error)))"
-                    + (error == EBUSY ? "; another process has it" : ""))
+                    + (error == EBUSY ? "; another process has it" : "")
+                    + (error == EINVAL ? "; an interface of another kind may have that name" : ""))
         }
         var size = Int32(Self.headerSize)
         guard alps_ioctl(descriptor, alps_TUNSETVNETHDRSZ, &size) == 0,
@@ -69,6 +69,7 @@ package final class Tap: Device {
     }
 
     deinit {
+        close()
         vectors.deallocate()
         header.deallocate()
     }
@@ -81,6 +82,8 @@ package final class Tap: Device {
         spare = nil
         Glibc.close(descriptor)
     }
+
+    package override var spareBuffers: Int { spare == nil ? 0 : 1 }
 
     // MARK: Input
 
@@ -98,7 +101,7 @@ package final class Tap: Device {
 
     private func readFrame() -> Mbuf? {
         let pool = kernel.mbufs
-        guard let small = pool.cluster(headroom: Self.headroom, capacity: Self.smallCapacity) else {
+        guard let small = pool.cluster(headroom: Device.headroom, capacity: Self.smallCapacity) else {
             discardFrame()
             return nil
         }
@@ -116,20 +119,27 @@ package final class Tap: Device {
             return nil
         }
         small.pointee.length = UInt32(min(length, Self.smallCapacity))
-        small.pointee.pkt.length = UInt32(length)
-        if length > Self.smallCapacity, let tail = spare {
-            spare = nil
-            tail.pointee.length = UInt32(length - Self.smallCapacity)
-            tail.pointee.flags &= ~UInt32(ALPS_M_PKTHDR)
-            small.pointee.next = tail
-        }
+        small.pointee.pkt.length = small.pointee.length
+        if length > Self.smallCapacity, let tail = spare { attach(tail, length - Self.smallCapacity, to: small) }
         decodeHeader(small)
         return small
     }
 
+    /// Puts what did not fit into the small buffer behind it. A short tail is copied: it would pin a large buffer.
+    private func attach(_ tail: Mbuf, _ length: Int, to packet: Mbuf) {
+        let pool = kernel.mbufs
+        if length <= Self.copiedTail {
+            // Without memory the packet stays cut short, and its receiver finds that.
+            if pool.append(packet, tail.pointee.data, length) != 0 { interface?.errorsIn &+= 1 }
+            return
+        }
+        spare = nil
+        tail.pointee.length = UInt32(length)
+        pool.concatenate(packet, tail)
+    }
+
     private func decodeHeader(_ packet: Mbuf) {
         let virtio = header.pointee
-        packet.pointee.pkt.gso_segments = 1
         if virtio.flags & UInt8(VIRTIO_NET_HDR_F_NEEDS_CSUM) != 0 {
             packet.pointee.pkt.csum = UInt8(ALPS_CSUM_PARTIAL)
             packet.pointee.pkt.csum_start = virtio.csum_start
@@ -137,13 +147,21 @@ package final class Tap: Device {
         } else if virtio.flags & UInt8(VIRTIO_NET_HDR_F_DATA_VALID) != 0 {
             packet.pointee.pkt.csum = UInt8(ALPS_CSUM_VALID)
         }
-        let type = virtio.gso_type & ~UInt8(VIRTIO_NET_HDR_GSO_ECN)
-        guard type == UInt8(VIRTIO_NET_HDR_GSO_TCPV4), virtio.gso_size > 0 else { return }
-        packet.pointee.pkt.gso_type = UInt8(ALPS_GSO_TCP4)
+        let ecn = UInt8(VIRTIO_NET_HDR_GSO_ECN)
+        guard virtio.gso_type & ~ecn == UInt8(VIRTIO_NET_HDR_GSO_TCPV4), virtio.gso_size > 0 else { return }
+        packet.pointee.pkt.gso_type = UInt8(ALPS_GSO_TCP4) | (virtio.gso_type & ecn != 0 ? UInt8(ALPS_GSO_ECN) : 0)
         packet.pointee.pkt.gso_size = virtio.gso_size
-        let payload = max(Int(packet.pointee.pkt.length) - Int(virtio.hdr_len), 1)
+        // `hdr_len` may count payload that the sender had in its linear part: the TCP header itself tells.
+        let payload = max(Int(packet.pointee.pkt.length) - tcpPayloadStart(packet, virtio.csum_start), 1)
         let size = Int(virtio.gso_size)
         packet.pointee.pkt.gso_segments = UInt16(clamping: (payload + size - 1) / size)
+    }
+
+    /// Where the payload begins, given where the TCP header does.
+    private func tcpPayloadStart(_ packet: Mbuf, _ start: UInt16) -> Int {
+        let start = Int(start)
+        guard start + 12 < Int(packet.pointee.length) else { return start + 20 }
+        return start + Int(packet.pointee.data[start + 12] >> 4) * 4
     }
 
     /// Without memory a frame is read and lost, else the descriptor would stay readable and the loop spin.
@@ -194,12 +212,6 @@ package final class Tap: Device {
         header.pointee.gso_type = UInt8(VIRTIO_NET_HDR_GSO_TCPV4)
             | (packet.pointee.pkt.gso_type & UInt8(ALPS_GSO_ECN) != 0 ? UInt8(VIRTIO_NET_HDR_GSO_ECN) : 0)
         header.pointee.gso_size = packet.pointee.pkt.gso_size
-        // The header length is a hint: the TCP header's data offset tells it, if it is in the first buffer.
-        let start = Int(packet.pointee.pkt.csum_start)
-        if start + 13 < Int(packet.pointee.length) {
-            header.pointee.hdr_len = UInt16(start + Int(packet.pointee.data[start + 12] >> 4) * 4)
-        } else {
-            header.pointee.hdr_len = packet.pointee.pkt.csum_start + 20
-        }
+        header.pointee.hdr_len = UInt16(clamping: tcpPayloadStart(packet, packet.pointee.pkt.csum_start))
     }
 }

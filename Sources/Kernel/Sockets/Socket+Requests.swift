@@ -39,8 +39,12 @@ extension Socket {
             if isConnected { return EISCONN }
             if isConnecting { return EALREADY }
             if raw.pointee.error != 0 { return takeError() }
-            guard isAttached, !isDisconnected else { return EINVAL }
             if address.family == 0 { return 0 }
+            // Linux lets a program try again after a failed connect.
+            if isDisconnected || !isAttached {
+                let status = kernel.sockets.reattach(self)
+                guard status == 0 else { return status }
+            }
         } else if address.family == 0 {
             return disconnect()
         }
@@ -54,6 +58,11 @@ extension Socket {
     package func connectAndWait(_ address: alps_sockaddr, timeout: UInt64 = 0) -> Int32 {
         let started = connect(address)
         guard started == EINPROGRESS || started == EALREADY && isConnecting else { return started }
+        return waitForConnection(timeout: timeout)
+    }
+
+    /// Sleeps until a connection that has been started is there or has failed. On a fiber.
+    package func waitForConnection(timeout: UInt64 = 0) -> Int32 {
         let deadline = timeout == 0 ? UInt64.max : kernel.clock.now &+ timeout
         while isConnecting {
             let now = kernel.clock.now

@@ -153,6 +153,28 @@ package final class SocketLayer {
         ops.pointee.detach(instance, socket.raw.pointee.netpcb)
     }
 
+    /// A socket whose connection attempt has failed gets a new transport attachment.
+    func reattach(_ socket: Socket) -> Int32 {
+        guard !socket.isAttached, !socket.isClosed, socket.raw.pointee.snd.tail == socket.raw.pointee.snd.head else {
+            return EINVAL
+        }
+        socket.raw.pointee.state &= UInt32(ALPS_SS_NONBLOCK)
+        let netpcb = socket.raw.pointee.netpcb
+        netpcb.pointee.local = alps_addr()
+        netpcb.pointee.remote = alps_addr()
+        netpcb.pointee.route = alps_route()
+        if socket.entry.instance.state != .running,
+            let entry = kernel.protocols.find(
+                domain: Int32(socket.raw.pointee.domain), type: Int32(socket.raw.pointee.type),
+                protocol: Int32(socket.raw.pointee.protocol))
+        {
+            socket.entry = entry
+        }
+        let status = connectToPlugins(socket)
+        guard status == 0, let address = socket.boundAddress else { return status }
+        return socket.request(UInt32(ALPS_PRU_BIND), address)
+    }
+
     private func markAttached(_ socket: Socket) {
         socket.isAttached = true
         socket.entry.instance.liveSockets += 1

@@ -1,0 +1,391 @@
+import PluginAPI
+import PluginKit
+
+typealias ConnectionPointer = UnsafeMutablePointer<Connection>
+
+/// States of RFC 9293, 3.3.2, with the numbers that `alps_conn.state` shows.
+enum State: UInt32 {
+    case closed = 0
+    case listen, synSent, synReceived, established, finWait1, finWait2, closeWait, closing, lastAck, timeWait
+
+    var name: StaticString {
+        switch self {
+        case .closed: return "CLOSED"
+        case .listen: return "LISTEN"
+        case .synSent: return "SYN-SENT"
+        case .synReceived: return "SYN-RECEIVED"
+        case .established: return "ESTABLISHED"
+        case .finWait1: return "FIN-WAIT-1"
+        case .finWait2: return "FIN-WAIT-2"
+        case .closeWait: return "CLOSE-WAIT"
+        case .closing: return "CLOSING"
+        case .lastAck: return "LAST-ACK"
+        case .timeWait: return "TIME-WAIT"
+        }
+    }
+
+    /// Both SYNs are acknowledged.
+    @inline(__always)
+    var isSynchronized: Bool { rawValue >= State.established.rawValue }
+
+    /// The peer's FIN has been taken.
+    @inline(__always)
+    var hasReceivedFin: Bool {
+        switch self {
+        case .closeWait, .closing, .lastAck, .timeWait: return true
+        default: return false
+        }
+    }
+}
+
+struct ConnectionFlags: OptionSet {
+    var rawValue: UInt32
+
+    /// bind was called with a port.
+    static var portChosen: ConnectionFlags { .init(rawValue: 1 << 0) }
+    /// The application has closed the socket.
+    static var orphan: ConnectionFlags { .init(rawValue: 1 << 1) }
+    /// Everything in the send buffer, then a FIN.
+    static var finQueued: ConnectionFlags { .init(rawValue: 1 << 2) }
+    static var finSent: ConnectionFlags { .init(rawValue: 1 << 3) }
+    static var finAcked: ConnectionFlags { .init(rawValue: 1 << 4) }
+    /// The peer's FIN has arrived; it counts when everything before it has (`finSequence`).
+    static var finArrived: ConnectionFlags { .init(rawValue: 1 << 5) }
+    /// RFC 7323 options in force.
+    static var timestamps: ConnectionFlags { .init(rawValue: 1 << 6) }
+    static var windowScaling: ConnectionFlags { .init(rawValue: 1 << 7) }
+    /// The peer offered SACK.
+    static var sackPermitted: ConnectionFlags { .init(rawValue: 1 << 8) }
+    /// An acknowledgment is due at the end of the batch, or may wait for the timer.
+    static var ackNow: ConnectionFlags { .init(rawValue: 1 << 9) }
+    static var ackDelayed: ConnectionFlags { .init(rawValue: 1 << 10) }
+    static var inRecovery: ConnectionFlags { .init(rawValue: 1 << 11) }
+    /// A partial acknowledgment has restarted the timer in this recovery.
+    static var recoveryTimerSet: ConnectionFlags { .init(rawValue: 1 << 12) }
+    static var timing: ConnectionFlags { .init(rawValue: 1 << 13) }
+    static var noDelay: ConnectionFlags { .init(rawValue: 1 << 14) }
+    static var cork: ConnectionFlags { .init(rawValue: 1 << 15) }
+    /// The last write said that more will follow.
+    static var moreToCome: ConnectionFlags { .init(rawValue: 1 << 16) }
+    /// TCP_QUICKACK: no delayed acknowledgments for now.
+    static var quickAck: ConnectionFlags { .init(rawValue: 1 << 17) }
+    /// Requests and replies take turns: a reply is likely to carry the acknowledgment.
+    static var interactive: ConnectionFlags { .init(rawValue: 1 << 18) }
+    /// In `Instance.touched`.
+    static var touched: ConnectionFlags { .init(rawValue: 1 << 19) }
+    /// The urgent byte has been announced and has not arrived.
+    static var urgentMissing: ConnectionFlags { .init(rawValue: 1 << 20) }
+    /// The SYN was sent more than once.
+    static var synLost: ConnectionFlags { .init(rawValue: 1 << 21) }
+    /// In the host's connection table.
+    static var inserted: ConnectionFlags { .init(rawValue: 1 << 22) }
+    /// Our own SYN has been acknowledged: `sndUna` is a data number.
+    static var synAcked: ConnectionFlags { .init(rawValue: 1 << 23) }
+    /// A window update is due although nothing else is.
+    static var windowUpdate: ConnectionFlags { .init(rawValue: 1 << 24) }
+    /// What was in flight at the last loss, up to `recover`, is not acknowledged and a byte more (RFC 6582).
+    static var recoverSet: ConnectionFlags { .init(rawValue: 1 << 25) }
+}
+
+/// What the retransmission callout is for at present.
+enum RetransmitUse: UInt8 {
+    case none = 0
+    case retransmit, persist
+}
+
+/// What the keep callout is for at present.
+enum KeepUse: UInt8 {
+    case idle = 0
+    case finWait2
+}
+
+/// The transport control block: everything about one connection, or about a socket that listens or does nothing yet.
+///
+/// In zone memory, which is zero when it is handed out; every field must mean something sensible when zero or be set in
+/// `InstancePointer.makeConnection`.
+struct Connection {
+    var conn: alps_conn
+    var instance: InstancePointer
+    var socket: Socket
+    var state: State
+    var flags: ConnectionFlags
+    var next: ConnectionPointer?
+    var previous: ConnectionPointer?
+    var touchedNext: ConnectionPointer?
+    var touchedPrevious: ConnectionPointer?
+
+    // Send sequence space (RFC 9293, 3.3.1). Position `socket.snd.head` of the stream is at `sndUna`, or one further
+    // while the SYN is not acknowledged.
+    var iss: SequenceNumber
+    var sndUna: SequenceNumber
+    /// Next to be sent; goes back to `sndUna` after a time-out.
+    var sndNxt: SequenceNumber
+    /// Behind the highest ever sent.
+    var sndMax: SequenceNumber
+    /// Behind the urgent data.
+    var sndUp: SequenceNumber
+    /// Behind the last segment that was not full.
+    var sndSmall: SequenceNumber
+    var sndWl1: SequenceNumber
+    var sndWl2: SequenceNumber
+    var sndWnd: UInt32
+    var maxSndWnd: UInt32
+    var sndScale: UInt8
+    var rcvScale: UInt8
+    var congestion: Congestion
+    /// Duplicate acknowledgments in a row, while not in recovery.
+    var dupAcks: UInt32
+    var recover: SequenceNumber
+    /// Payload of a full segment, options subtracted.
+    var mss: UInt32
+    /// Without options: what the peer said, what the application wants (0: nothing), what we said.
+    var peerMSS: UInt32
+    var userMSS: UInt32
+    var advertisedMSS: UInt32
+    /// Route generation `mss` was made for.
+    var routeGeneration: UInt64
+
+    // Receive sequence space. Position `socket.rcv.tail` of the stream is at `rcvNxt`.
+    var irs: SequenceNumber
+    var rcvNxt: SequenceNumber
+    /// Right edge of the window as advertised.
+    var rcvAdv: SequenceNumber
+    var rcvUp: SequenceNumber
+    var finSequence: SequenceNumber
+    var lastAckSent: SequenceNumber
+    /// Largest segment the peer has sent lately, to tell which are full.
+    var rcvMSS: UInt32
+    /// Payload received since the last acknowledgment.
+    var unackedBytes: UInt32
+    /// Acknowledgments still sent at once, to help the peer out of slow start.
+    var quickAcks: UInt32
+    var reassembly: Reassembly
+
+    // Timestamps.
+    var timestampOffset: UInt32
+    var tsRecent: UInt32
+    var tsRecentTime: UInt64
+
+    // Retransmission.
+    var roundTrip: RoundTripEstimator
+    var timedSequence: SequenceNumber
+    var timedAt: UInt64
+    /// Time-outs in a row.
+    var backoff: UInt32
+    /// When the data now at `sndUna` began to wait for an acknowledgment, 0: nothing waits.
+    var waitingSince: UInt64
+    /// An error the network reported that need not be final, for the case that we have to give up.
+    var softError: Int32
+    var retransmitUse: RetransmitUse
+    var keepUse: KeepUse
+    var keepProbes: UInt32
+    var retransmitDeadline: UInt64
+    var delayedAckDeadline: UInt64
+    var keepDeadline: UInt64
+    var retransmitCallout: alps_callout
+    var delayedAckCallout: alps_callout
+    var keepCallout: alps_callout
+    var lastReceived: UInt64
+    var lastSent: UInt64
+    var lastDataReceived: UInt64
+    /// Challenge acknowledgments in the second that began at `challengeStart` (RFC 5961, section 7).
+    var challengeStart: UInt64
+    var challenges: UInt32
+
+    // Options; 0: the instance's default.
+    var keepIdle: UInt64
+    var keepInterval: UInt64
+    var keepCount: UInt32
+    var synCount: UInt32
+    var userTimeout: UInt64
+    var linger2: UInt64
+    var deferAccept: UInt32
+    var windowClamp: UInt32
+    var notSentLowWater: UInt32
+
+    // Of a listener.
+    var embryonicCount: UInt32
+
+    // For TCP_INFO.
+    var totals: ConnectionTotals
+}
+
+struct ConnectionTotals {
+    var segmentsOut: UInt32
+    var segmentsIn: UInt32
+    var dataSegmentsOut: UInt32
+    var dataSegmentsIn: UInt32
+    var retransmits: UInt32
+    var outOfOrder: UInt32
+    var timeouts: UInt32
+    var bytesAcked: UInt64
+    var bytesReceived: UInt64
+    var bytesSent: UInt64
+    var bytesRetransmitted: UInt64
+}
+
+extension UnsafeMutablePointer where Pointee == alps_socket {
+    @inline(__always)
+    var connection: ConnectionPointer? { pointee.pcb?.assumingMemoryBound(to: Connection.self) }
+}
+
+// MARK: Making and freeing
+
+extension UnsafeMutablePointer where Pointee == Instance {
+    /// The control block of a socket, in CLOSED.
+    func makeConnection(_ socket: Socket) -> ConnectionPointer? {
+        guard let connection = services.allocate(Connection.self) else { return nil }
+        let netpcb = socket.pointee.netpcb
+        netpcb.pointee.protocol = Registration.protocol
+        if isOn(.pathMTUDiscovery) { netpcb.pointee.flags |= UInt8(ALPS_NETPCB_DF) }
+        connection.pointee.instance = self
+        connection.pointee.socket = socket
+        connection.pointee.conn.family = socket.pointee.domain
+        connection.pointee.conn.protocol = Registration.protocol
+        connection.pointee.conn.kind = UInt8(ALPS_CONN_BOUND)
+        connection.pointee.conn.socket = socket
+        connection.pointee.conn.cookie = UnsafeMutableRawPointer(connection)
+        connection.pointee.next = pointee.connections
+        pointee.connections?.pointee.previous = connection
+        pointee.connections = connection
+        connection.reset()
+        socket.pointee.pcb = UnsafeMutableRawPointer(connection)
+        return connection
+    }
+}
+
+extension UnsafeMutablePointer where Pointee == Connection {
+    @inline(__always)
+    var instance: InstancePointer { pointee.instance }
+
+    @inline(__always)
+    var socket: Socket { pointee.socket }
+
+    @inline(__always)
+    var netpcb: UnsafeMutablePointer<alps_netpcb> { pointee.socket.pointee.netpcb }
+
+    @inline(__always)
+    func has(_ flag: ConnectionFlags) -> Bool { pointee.flags.rawValue & flag.rawValue != 0 }
+
+    @inline(__always)
+    func set(_ flag: ConnectionFlags) { pointee.flags.rawValue |= flag.rawValue }
+
+    @inline(__always)
+    func clear(_ flag: ConnectionFlags) { pointee.flags.rawValue &= ~flag.rawValue }
+
+    @inline(__always)
+    func set(_ flag: ConnectionFlags, _ value: Bool) {
+        if value { set(flag) } else { clear(flag) }
+    }
+
+    /// The beginning of any connection, a second one on the same socket included.
+    func reset() {
+        pointee.roundTrip = RoundTripEstimator(initialRTO: instance.nanoseconds(.initialRTO))
+        pointee.congestion.algorithm = .newReno
+        pointee.mss = UInt32(truncatingIfNeeded: instance.setting(.defaultMSS))
+        pointee.rcvMSS = min(pointee.mss, 536)
+        pointee.quickAcks = UInt32(truncatingIfNeeded: instance.setting(.quickAcks))
+        pointee.backoff = 0
+        pointee.softError = 0
+        pointee.dupAcks = 0
+        pointee.unackedBytes = 0
+        pointee.sndWnd = 0
+        pointee.maxSndWnd = 0
+        pointee.sndScale = 0
+        pointee.rcvScale = 0
+        pointee.waitingSince = 0
+        pointee.keepProbes = 0
+        pointee.flags.rawValue &=
+            ConnectionFlags([.portChosen, .orphan, .noDelay, .cork, .touched, .inserted, .quickAck]).rawValue
+    }
+
+    func enter(_ state: State) {
+        pointee.state = state
+        pointee.conn.state = state.rawValue
+    }
+
+    // MARK: Connection table
+
+    func insert() -> Int32 {
+        let result = instance.insert(&pointee.conn)
+        if result == 0 { set(.inserted) }
+        return result
+    }
+
+    func remove() {
+        guard has(.inserted) else { return }
+        instance.remove(&pointee.conn)
+        clear(.inserted)
+    }
+
+    // MARK: Batch
+
+    /// `output` is to be called at the end of this batch.
+    @inline(__always)
+    func touch() {
+        guard !has(.touched) else { return }
+        set(.touched)
+        pointee.touchedPrevious = nil
+        pointee.touchedNext = instance.pointee.touched
+        instance.pointee.touched?.pointee.touchedPrevious = self
+        instance.pointee.touched = self
+    }
+
+    @inline(__always)
+    func untouch() {
+        guard has(.touched) else { return }
+        clear(.touched)
+        if let previous = pointee.touchedPrevious {
+            previous.pointee.touchedNext = pointee.touchedNext
+        } else {
+            instance.pointee.touched = pointee.touchedNext
+        }
+        pointee.touchedNext?.pointee.touchedPrevious = pointee.touchedPrevious
+    }
+
+    // MARK: End
+
+    /// The connection is over: CLOSED, with an error for the application or without. The control block stays for as long
+    /// as the application has the socket; afterwards `self` may be gone.
+    func close(_ error: Int32) {
+        let wasConnected = pointee.state.isSynchronized
+        remove()
+        stopTimers()
+        untouch()
+        freeReassembly()
+        clear([.ackNow, .ackDelayed, .windowUpdate, .inRecovery, .timing])
+        enter(.closed)
+        instance.count(wasConnected ? .closed : .connectionsDropped)
+        let sockets = instance.sockets
+        let layer = instance.socketLayer
+        if error != 0 { sockets.pointee.set_error(layer, socket, error) }
+        sockets.pointee.is_disconnected(layer, socket)
+        if has(.orphan) { release() }
+    }
+
+    /// Lets go of the socket and frees the control block.
+    func release() {
+        let instance = instance
+        let socket = socket
+        discard()
+        instance.sockets.pointee.detached(instance.socketLayer, socket)
+    }
+
+    /// Frees the control block and all it holds, without a word to the socket layer.
+    func discard() {
+        let instance = instance
+        if pointee.state == .listen { instance.dropEmbryonics(of: self) }
+        remove()
+        stopTimers()
+        untouch()
+        freeReassembly()
+        if let previous = pointee.previous {
+            previous.pointee.next = pointee.next
+        } else {
+            instance.pointee.connections = pointee.next
+        }
+        pointee.next?.pointee.previous = pointee.previous
+        pointee.socket.pointee.pcb = nil
+        instance.services.free(self)
+    }
+}

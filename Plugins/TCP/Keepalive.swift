@@ -1,0 +1,52 @@
+import PluginAPI
+import PluginKit
+
+/// RFC 9293, 3.8.4: off by default, only on an idle connection, never dead after one lost probe.
+extension UnsafeMutablePointer where Pointee == Connection {
+    var keepIdle: UInt64 { pointee.keepIdle != 0 ? pointee.keepIdle : instance.nanoseconds(.keepIdle) }
+
+    var keepInterval: UInt64 { pointee.keepInterval != 0 ? pointee.keepInterval : instance.nanoseconds(.keepInterval) }
+
+    var keepCount: UInt32 {
+        pointee.keepCount != 0 ? pointee.keepCount : UInt32(truncatingIfNeeded: instance.setting(.keepCount))
+    }
+
+    private var isKeptAlive: Bool {
+        socket.pointee.options & ALPS_SO_KEEPALIVE != 0 || instance.isOn(.alwaysKeepAlive)
+    }
+
+    func keepAliveDue() {
+        guard pointee.state.isSynchronized else { return }
+        let instance = instance
+        let idle = instance.now &- pointee.lastReceived
+        // With data in flight the retransmission timer finds out whether the peer is there.
+        guard isKeptAlive, pointee.sndMax == pointee.sndUna, pointee.retransmitUse == .none else {
+            pointee.keepProbes = 0
+            return setKeep(after: keepIdle)
+        }
+        guard idle >= keepIdle else { return setKeep(after: keepIdle - idle) }
+        let isOver =
+            pointee.userTimeout != 0
+            ? pointee.keepProbes > 0 && idle >= pointee.userTimeout : pointee.keepProbes >= keepCount
+        if isOver {
+            instance.count(.keepAliveDropped)
+            instance.count(.drops)
+            sendReset()
+            return close(pointee.softError != 0 ? pointee.softError : ALPS_ETIMEDOUT)
+        }
+        pointee.keepProbes += 1
+        instance.count(.keepAliveProbes)
+        sendProbe(pointee.sndUna - 1)
+        setKeep(after: keepInterval)
+    }
+
+    /// An empty segment with a number that is not new: the peer must answer it.
+    func sendProbe(_ sequence: SequenceNumber) {
+        guard let network = instance.network,
+            let packet = makeSegment(network, sequence, 0, Flag.ack, keepsWindow: false)
+        else { return }
+        pointee.totals.segmentsOut &+= 1
+        instance.count(.sent)
+        transmit(network, packet)
+    }
+}

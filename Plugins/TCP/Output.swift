@@ -1,0 +1,228 @@
+import PluginAPI
+import PluginKit
+
+// Deciding what to send, how much, and when (RFC 9293, 3.8.6; RFC 1122, 4.2.3.4; RFC 896).
+
+/// A list of packets that grows at its end.
+struct PacketList {
+    var first: Mbuf?
+    var last: Mbuf?
+
+    @inline(__always)
+    mutating func append(_ packet: Mbuf) {
+        if let last { last.pointee.nextpkt = packet } else { first = packet }
+        last = packet
+    }
+}
+
+extension UnsafeMutablePointer where Pointee == Connection {
+    /// Stream position of a data sequence number at or behind `sndUna`.
+    @inline(__always)
+    func sendPosition(_ number: SequenceNumber) -> UInt64 {
+        let first = has(.synAcked) ? pointee.sndUna : pointee.iss + 1
+        return socket.pointee.snd.head &+ UInt64(bitPattern: Int64(number - first))
+    }
+
+    /// Bytes that have not been sent yet, or are to be sent again; -1 if even the FIN is on its way.
+    @inline(__always)
+    var unsent: Int { Int(Int64(bitPattern: socket.pointee.snd.tail &- sendPosition(pointee.sndNxt))) }
+
+    /// Sends what may be sent now: data, FIN, an acknowledgment that is due. `force`: do not wait for more data or a
+    /// larger window.
+    func output(force: Bool = false) {
+        guard pointee.state.isSynchronized, let network = instance.network else { return }
+        prepareToSend()
+        var list = PacketList()
+        var hasSent = false
+        while let plan = plan(force: force) {
+            guard let packet = makeData(network, pointee.sndNxt, plan.amount, fin: plan.sendsFin, isLast: plan.isLast)
+            else { break }
+            list.append(packet)
+            noteSent(plan)
+            hasSent = true
+        }
+        if !hasSent, has(.ackNow) || has(.windowUpdate) {
+            if let packet = makeAck(network, keepsWindow: false) { list.append(packet) }
+        }
+        clear(.windowUpdate)
+        if let first = list.first { transmit(network, first) }
+        if pointee.retransmitUse == .none, pointee.state.isSynchronized { armForUnsent() }
+    }
+
+    /// Before a flight: a path MTU that has changed, a window that is out of date.
+    @inline(__always)
+    private func prepareToSend() {
+        let cell = instance.services.routeCell
+        let generation = cell.ops(alps_route_ops.self).pointee.generation(cell.instance).pointee
+        if generation != pointee.routeGeneration {
+            refreshMSS()
+            pointee.routeGeneration = generation
+        }
+        if pointee.sndMax == pointee.sndUna, instance.now &- pointee.lastSent > pointee.roundTrip.rto {
+            pointee.congestion.restartAfterIdle(
+                initialWindow: Congestion.initialWindow(
+                    mss: pointee.mss, segments: UInt32(truncatingIfNeeded: instance.setting(.initialWindow))))
+        }
+    }
+
+    private struct Plan {
+        var amount: UInt32
+        var sendsFin: Bool
+        /// Nothing waits behind it: PSH (RFC 9293, MUST-61).
+        var isLast: Bool
+    }
+
+    /// The next packet, if one may go.
+    @inline(__always)
+    private func plan(force: Bool) -> Plan? {
+        let rest = unsent
+        guard rest >= 0 else { return nil }
+        let flight = pointee.sndNxt - pointee.sndUna
+        var congestionWindow = Int(pointee.congestion.cwnd)
+        if !has(.inRecovery) {
+            // RFC 3042: the first two duplicates each let one new segment go.
+            congestionWindow += Int(min(pointee.dupAcks, 2)) * Int(pointee.mss)
+        }
+        let window = min(Int(pointee.sndWnd), congestionWindow)
+        let usable = max(0, window - flight)
+        var amount = min(rest, usable)
+        if amount < rest, congestionWindow <= Int(pointee.sndWnd) { pointee.congestion.isWindowLimited = true }
+        amount = wholeSegments(amount, rest, force: force)
+        amount = min(amount, packetLimit)
+        let sendsFin = has(.finQueued) && !has(.finAcked) && amount == rest
+        guard amount > 0 || sendsFin else { return nil }
+        return Plan(amount: UInt32(truncatingIfNeeded: amount), sendsFin: sendsFin, isLast: amount == rest)
+    }
+
+    /// Leaves out a last segment that is not full and should wait (sender's silly window avoidance, RFC 9293, 3.8.6.2.1;
+    /// Nagle's algorithm in Minshall's form: wait only while another small segment is unacknowledged).
+    @inline(__always)
+    private func wholeSegments(_ amount: Int, _ rest: Int, force: Bool) -> Int {
+        let mss = Int(pointee.mss)
+        let partial = amount < mss ? amount : amount % mss
+        guard partial > 0 else { return amount }
+        let whole = amount - partial
+        if force { return amount }
+        if amount == rest {
+            if has(.finQueued) || pointee.sndUp > pointee.sndNxt { return amount }
+            if pointee.sndNxt < pointee.sndMax, whole == 0 { return amount }
+            if !has(.cork), !has(.moreToCome) {
+                if has(.noDelay) || pointee.sndSmall <= pointee.sndUna { return amount }
+            }
+        } else if pointee.sndNxt < pointee.sndMax, whole == 0 {
+            return amount
+        } else if whole == 0, pointee.maxSndWnd > 0, 2 * amount >= Int(pointee.maxSndWnd) {
+            return amount
+        }
+        return whole
+    }
+
+    /// The most payload one packet can have: what device or host will cut into segments, or one segment.
+    @inline(__always)
+    private var packetLimit: Int {
+        let mss = Int(pointee.mss)
+        // An urgent pointer is relative to each segment.
+        if pointee.sndUp > pointee.sndNxt || !instance.isOn(.segmentationOffload) { return mss }
+        let room = 65535 - Int(netpcb.pointee.header_length) - Int(headerLength)
+        return max(mss, room - room % mss)
+    }
+
+    /// Header with the options of every segment.
+    @inline(__always)
+    var headerLength: UInt32 { Header.length &+ (has(.timestamps) ? Options.timestampLength : 0) }
+
+    @inline(__always)
+    private func noteSent(_ plan: Plan) {
+        let instance = instance
+        let now = instance.now
+        let start = pointee.sndNxt
+        let end = start + plan.amount + (plan.sendsFin ? 1 : 0)
+        let isNew = start == pointee.sndMax
+        if pointee.sndMax == pointee.sndUna {
+            pointee.waitingSince = now
+            pointee.congestion.isWindowLimited = pointee.congestion.isWindowLimited && plan.amount > 0
+        }
+        pointee.sndNxt = end
+        if end > pointee.sndMax { pointee.sndMax = end }
+        if plan.sendsFin { set(.finSent) }
+        if isNew, !has(.timing) {
+            set(.timing)
+            pointee.timedSequence = start
+            pointee.timedAt = now
+        }
+        if plan.amount % pointee.mss != 0 { pointee.sndSmall = end }
+        // RFC 5681 opens the window only if it is what held us back; in slow start half of it in use will do.
+        if pointee.congestion.isSlowStart,
+            2 &* UInt32(truncatingIfNeeded: pointee.sndNxt - pointee.sndUna) >= pointee.congestion.cwnd
+        {
+            pointee.congestion.isWindowLimited = true
+        }
+        if now &- pointee.lastDataReceived < instance.nanoseconds(.delayedAckTime), pointee.lastDataReceived != 0 {
+            set(.interactive)
+        }
+        pointee.lastSent = now
+        if pointee.retransmitUse != .retransmit { armRetransmit() }
+    }
+
+    /// Data waits and no timer runs: the window is closed or too small, or the application said that more will come.
+    private func armForUnsent() {
+        guard unsent > 0 else { return }
+        guard pointee.sndMax == pointee.sndUna || pointee.sndNxt == pointee.sndUna else { return armRetransmit() }
+        armPersist()
+    }
+
+    // MARK: Acknowledgments
+
+    /// An acknowledgment now, outside of the batch.
+    func sendAck() {
+        guard let network = instance.network, let packet = makeAck(network, keepsWindow: false) else { return }
+        transmit(network, packet)
+    }
+
+    /// One that the sender will count as a duplicate: its window must not change (RFC 5681, section 2).
+    func sendDuplicateAck() {
+        guard let network = instance.network, let packet = makeAck(network, keepsWindow: true) else { return }
+        instance.count(.sentDuplicateAcks)
+        transmit(network, packet)
+    }
+
+    // MARK: Receive window
+
+    /// The window to advertise, as it goes into the header; moves `rcvAdv`.
+    ///
+    /// The right edge never moves back (RFC 9293, SHLD-14), and forward only in steps worth having (3.8.6.2.2).
+    @inline(__always)
+    func selectWindow(keeps: Bool) -> UInt16 {
+        let scale = UInt32(pointee.rcvScale)
+        let current = UInt32(truncatingIfNeeded: max(0, pointee.rcvAdv - pointee.rcvNxt))
+        var space = current
+        if !keeps {
+            let limit = socket.pointee.rcv.limit
+            var free = instance.sockets.pointee.receive_space(instance.socketLayer, socket)
+            if pointee.windowClamp != 0 { free = min(free, pointee.windowClamp) }
+            if free > current, free - current >= min(limit / 2, max(pointee.advertisedMSS, 1)) { space = free }
+        }
+        space = min(space, 65535 << scale)
+        // Rounding down a window that has not grown would move its edge back.
+        let field = space == current ? min((space &+ (1 << scale) &- 1) >> scale, 65535) : space >> scale
+        let edge = pointee.rcvNxt + (field << scale)
+        if edge > pointee.rcvAdv { pointee.rcvAdv = edge }
+        return UInt16(truncatingIfNeeded: field)
+    }
+
+    /// The reader has made room: worth a segment of its own?
+    func considerWindowUpdate() {
+        guard pointee.state.isSynchronized, !pointee.state.hasReceivedFin else { return }
+        let free = instance.sockets.pointee.receive_space(instance.socketLayer, socket)
+        let current = UInt32(truncatingIfNeeded: max(0, pointee.rcvAdv - pointee.rcvNxt))
+        guard free > current else { return }
+        let gain = min(free, 65535 << UInt32(pointee.rcvScale)) &- min(current, free)
+        let limit = socket.pointee.rcv.limit
+        let mss = max(pointee.advertisedMSS, 1)
+        let isClosed = current < mss && gain >= min(mss, limit / 2)
+        guard isClosed || (gain >= 2 &* mss && gain >= limit / 4) else { return }
+        set(.windowUpdate)
+        instance.count(.sentWindowUpdates)
+        output()
+    }
+}

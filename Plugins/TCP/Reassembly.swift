@@ -1,0 +1,118 @@
+import PluginAPI
+import PluginKit
+
+/// What has arrived out of order: ranges of sequence numbers. The payload itself already lies in the receive ring at
+/// its place, so that this list is all there is to reassemble.
+///
+/// Sorted, disjoint, not touching. All ends lie within a window of the receive sequence, so the order is sound.
+struct Reassembly {
+    var ranges: UnsafeMutablePointer<SequenceRange>?
+    var count: Int
+    var capacity: Int
+}
+
+struct SequenceRange {
+    var start: SequenceNumber
+    var end: SequenceNumber
+}
+
+extension Reassembly {
+    static var firstCapacity: Int { 16 }
+
+    /// Index of the first range that ends at or behind `number`.
+    @inline(__always)
+    func search(_ number: SequenceNumber) -> Int {
+        guard let ranges else { return 0 }
+        var low = 0
+        var high = count
+        while low < high {
+            let middle = (low + high) / 2
+            if ranges[middle].end < number { low = middle + 1 } else { high = middle }
+        }
+        return low
+    }
+
+    /// Whether adding start ..< end needs a new range.
+    func needsRange(_ start: SequenceNumber, _ end: SequenceNumber) -> Bool {
+        let index = search(start)
+        guard let ranges, index < count else { return true }
+        return ranges[index].start > end
+    }
+
+    /// Adds start ..< end; there is room for one more range.
+    mutating func add(_ start: SequenceNumber, _ end: SequenceNumber) {
+        guard let ranges else { return }
+        let index = search(start)
+        guard index < count, ranges[index].start <= end else {
+            var at = count
+            while at > index {
+                ranges[at] = ranges[at - 1]
+                at -= 1
+            }
+            ranges[index] = SequenceRange(start: start, end: end)
+            count += 1
+            return
+        }
+        if start < ranges[index].start { ranges[index].start = start }
+        guard end > ranges[index].end else { return }
+        ranges[index].end = end
+        // Swallow those that it now reaches.
+        var last = index + 1
+        while last < count, ranges[last].start <= end {
+            if ranges[last].end > end { ranges[index].end = ranges[last].end }
+            last += 1
+        }
+        remove(index + 1, last)
+    }
+
+    /// Removes what begins at or before `next` and returns how far in-order data now reach.
+    mutating func take(_ next: SequenceNumber) -> SequenceNumber {
+        guard let ranges else { return next }
+        var reach = next
+        var taken = 0
+        while taken < count, ranges[taken].start <= reach {
+            if ranges[taken].end > reach { reach = ranges[taken].end }
+            taken += 1
+        }
+        remove(0, taken)
+        return reach
+    }
+
+    private mutating func remove(_ from: Int, _ to: Int) {
+        guard let ranges, to > from else { return }
+        var at = to
+        while at < count {
+            ranges[at - (to - from)] = ranges[at]
+            at += 1
+        }
+        count -= to - from
+    }
+}
+
+extension UnsafeMutablePointer where Pointee == Connection {
+    /// Room for one range more. False at the limit (net.inet.tcp.reass.maxqueuelen) or without memory.
+    func reserveRange() -> Bool {
+        let count = pointee.reassembly.count
+        guard count == pointee.reassembly.capacity else { return true }
+        let limit = Int(instance.setting(.reassemblyLimit))
+        guard count < limit else { return false }
+        let capacity = min(limit, max(Reassembly.firstCapacity, 2 * count))
+        guard let ranges = instance.services.allocateArray(SequenceRange.self, capacity) else { return false }
+        if let old = pointee.reassembly.ranges {
+            ranges.update(from: old, count: count)
+            instance.services.freeArray(old, pointee.reassembly.capacity)
+        }
+        pointee.reassembly.ranges = ranges
+        pointee.reassembly.capacity = capacity
+        return true
+    }
+
+    func freeReassembly() {
+        if let ranges = pointee.reassembly.ranges {
+            instance.services.freeArray(ranges, pointee.reassembly.capacity)
+        }
+        pointee.reassembly.ranges = nil
+        pointee.reassembly.count = 0
+        pointee.reassembly.capacity = 0
+    }
+}

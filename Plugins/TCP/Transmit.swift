@@ -1,0 +1,310 @@
+import PluginAPI
+import PluginKit
+
+// Building segments and handing them to the network.
+
+extension UnsafeMutablePointer where Pointee == Connection {
+    /// A segment with `length` bytes of the send stream from `sequence` on; cut later if it is more than one segment.
+    func makeData(
+        _ network: Network, _ sequence: SequenceNumber, _ length: UInt32, fin: Bool, isLast: Bool
+    ) -> Mbuf? {
+        let instance = instance
+        var flags = Flag.ack
+        if fin { flags |= Flag.fin }
+        if isLast, length > 0 { flags |= Flag.psh }
+        guard let packet = makeSegment(network, sequence, length, flags, keepsWindow: false) else { return nil }
+        let mss = pointee.mss
+        let segments = length > mss ? (length &+ mss &- 1) / mss : 1
+        if length > mss {
+            packet.pointee.pkt.gso_type = UInt8(
+                netpcb.pointee.family == UInt16(ALPS_AF_INET6) ? ALPS_GSO_TCP6 : ALPS_GSO_TCP4)
+            packet.pointee.pkt.gso_size = UInt16(truncatingIfNeeded: mss)
+        }
+        packet.pointee.pkt.gso_segments = UInt16(truncatingIfNeeded: segments)
+        if length > 0 {
+            guard
+                let data = instance.sockets.pointee.send_data(
+                    instance.socketLayer, socket, sendPosition(sequence), length)
+            else {
+                instance.free(packet)
+                return nil
+            }
+            packet.pointee.next = data
+            packet.pointee.pkt.length &+= length
+            packet.pointee.pkt.truesize &+= length
+            pointee.totals.dataSegmentsOut &+= segments
+            pointee.totals.bytesSent &+= UInt64(length)
+            if sequence < pointee.sndMax {
+                instance.count(.sentRepeated, segments)
+                instance.count(.sentRepeatedBytes, length)
+                pointee.totals.retransmits &+= segments
+                pointee.totals.bytesRetransmitted &+= UInt64(length)
+            } else {
+                instance.count(.sentSegments, segments)
+                instance.count(.sentBytes, length)
+            }
+        } else {
+            instance.count(.sentControl)
+        }
+        pointee.totals.segmentsOut &+= segments
+        instance.count(.sent, segments)
+        return packet
+    }
+
+    /// An empty acknowledgment.
+    func makeAck(_ network: Network, keepsWindow: Bool) -> Mbuf? {
+        guard let packet = makeSegment(network, pointee.sndNxt, 0, Flag.ack, keepsWindow: keepsWindow) else {
+            return nil
+        }
+        pointee.totals.segmentsOut &+= 1
+        instance.count(.sent)
+        instance.count(.sentAcks)
+        return packet
+    }
+
+    /// The header mbuf of a segment, checksum started, acknowledgment state noted. The payload is the caller's to add.
+    @inline(__always)
+    func makeSegment(
+        _ network: Network, _ sequence: SequenceNumber, _ length: UInt32, _ flags: UInt8, keepsWindow: Bool
+    ) -> Mbuf? {
+        let instance = instance
+        let netpcb = netpcb
+        let cell = instance.services.mbufCell
+        guard
+            let packet = cell.ops(alps_mbuf_ops.self).pointee.packet(
+                cell.instance, UInt32(ALPS_MBUF_HEADROOM) &+ netpcb.pointee.header_length)
+        else {
+            instance.count(.noMemory)
+            return nil
+        }
+        let headerLength = headerLength
+        let header = packet.pointee.data
+        var flags = flags
+        var urgent: UInt16 = 0
+        if pointee.sndUp > sequence {
+            flags |= Flag.urg
+            urgent = UInt16(truncatingIfNeeded: min(pointee.sndUp - sequence, 65535))
+            instance.count(.sentUrgent)
+        }
+        let pseudo = network.ops.pointee.pseudo_sum(
+            network.instance, &netpcb.pointee.local, &netpcb.pointee.remote, Registration.protocol,
+            headerLength &+ length)
+        writeHeader(
+            header, source: pointee.conn.local_port, destination: pointee.conn.remote_port, sequence: sequence,
+            acknowledgment: pointee.rcvNxt, length: headerLength, flags: flags,
+            window: selectWindow(keeps: keepsWindow), checksum: UInt16(truncatingIfNeeded: pseudo), urgent: urgent)
+        if has(.timestamps) {
+            header.store32(20, Options.timestampPrefix)
+            header.store32(24, instance.timestampClock &+ pointee.timestampOffset)
+            header.store32(28, pointee.tsRecent)
+        }
+        packet.pointee.length = headerLength
+        packet.pointee.pkt.length = headerLength
+        packet.pointee.pkt.csum = UInt8(ALPS_CSUM_PARTIAL)
+        packet.pointee.pkt.csum_start = 0
+        packet.pointee.pkt.csum_offset = UInt16(Header.checksum)
+        packet.pointee.pkt.protocol = Registration.protocol
+        packet.pointee.pkt.gso_segments = 1
+        // It carries the acknowledgment of everything received so far.
+        pointee.lastAckSent = pointee.rcvNxt
+        pointee.unackedBytes = 0
+        clear([.ackNow, .ackDelayed])
+        if pointee.quickAcks > 0 { pointee.quickAcks -= 1 }
+        return packet
+    }
+
+    /// Hands a list of segments to the network and remembers what it says.
+    @inline(__always)
+    func transmit(_ network: Network, _ list: Mbuf) {
+        let result = network.ops.pointee.output(network.instance, netpcb, list, 0)
+        if result != 0 { outputFailed(result) }
+    }
+
+    @inline(never)
+    private func outputFailed(_ error: Int32) {
+        switch error {
+        case ALPS_EAGAIN: break
+        case ALPS_EMSGSIZE: refreshMSS()
+        case ALPS_ENOBUFS: instance.count(.noMemory)
+        default: pointee.softError = error
+        }
+    }
+
+    // MARK: SYN and RST
+
+    /// Our SYN, with an ACK in SYN-RECEIVED.
+    func sendSyn() {
+        let instance = instance
+        guard let network = instance.network else { return }
+        let isAnswer = pointee.state == .synReceived
+        let timestamps = isAnswer ? has(.timestamps) : instance.isOn(.rfc1323)
+        let scaling = isAnswer ? has(.windowScaling) : instance.isOn(.rfc1323)
+        let options = SynOptions(
+            mss: UInt16(truncatingIfNeeded: min(pointee.advertisedMSS, 65535)),
+            windowScale: scaling ? pointee.rcvScale : nil,
+            timestamp: timestamps
+                ? (instance.timestampClock &+ pointee.timestampOffset, isAnswer ? pointee.tsRecent : 0) : nil)
+        let space = instance.sockets.pointee.receive_space(instance.socketLayer, socket)
+        let window = min(space, 65535)
+        if isAnswer {
+            let edge = pointee.rcvNxt + window
+            if edge > pointee.rcvAdv { pointee.rcvAdv = edge }
+        } else {
+            // No sequence to add it to yet.
+            pointee.rcvAdv = SequenceNumber(window)
+        }
+        instance.emit(
+            network, netpcb, conn: &pointee.conn, sequence: pointee.iss,
+            acknowledgment: isAnswer ? pointee.rcvNxt : SequenceNumber(0),
+            flags: isAnswer ? Flag.syn | Flag.ack : Flag.syn, window: UInt16(truncatingIfNeeded: window),
+            options: options)
+        let now = instance.now
+        if pointee.sndMax == pointee.iss {
+            pointee.sndNxt = pointee.iss + 1
+            pointee.sndMax = pointee.sndNxt
+            pointee.waitingSince = now
+            set(.timing)
+            pointee.timedSequence = pointee.iss
+            pointee.timedAt = now
+        } else if !isAnswer {
+            set(.synLost)
+        }
+        pointee.lastSent = now
+        pointee.totals.segmentsOut &+= 1
+    }
+
+    /// RFC 9293, 3.5.2: the reset of an abort.
+    func sendReset() {
+        guard let network = instance.network else { return }
+        instance.count(.sentResets)
+        instance.emit(
+            network, netpcb, conn: &pointee.conn, sequence: pointee.sndMax, acknowledgment: pointee.rcvNxt,
+            flags: Flag.rst | Flag.ack, window: 0, options: nil)
+    }
+
+    // MARK: Segment size
+
+    /// `mss` from the path, the peer and the application (RFC 9293, 3.7.1; RFC 6691).
+    func refreshMSS() {
+        let instance = instance
+        guard let network = instance.network else { return }
+        let mtu = network.ops.pointee.path_mtu(network.instance, netpcb)
+        let overhead = netpcb.pointee.header_length &+ Header.length
+        var size = mtu > overhead ? mtu - overhead : 0
+        if pointee.peerMSS != 0 { size = min(size, pointee.peerMSS) }
+        if pointee.userMSS != 0 { size = min(size, pointee.userMSS) }
+        let options = has(.timestamps) ? Options.timestampLength : 0
+        // However small the path says it is, there must be progress.
+        pointee.mss = max(size > options ? size - options : 0, 8)
+    }
+}
+
+extension UnsafeMutablePointer where Pointee == Instance {
+    /// The MSS of a path as advertised: what the interface takes, whatever options are in use (RFC 6691).
+    func advertisedMSS(_ network: Network, _ netpcb: UnsafeMutablePointer<alps_netpcb>) -> UInt32 {
+        let mtu = network.ops.pointee.path_mtu(network.instance, netpcb)
+        let overhead = netpcb.pointee.header_length &+ Header.length
+        return min(mtu > overhead ? mtu - overhead : defaultMSS(netpcb), 65535)
+    }
+
+    /// RFC 9293, MUST-15: what holds if the peer says nothing.
+    func defaultMSS(_ netpcb: UnsafeMutablePointer<alps_netpcb>) -> UInt32 {
+        let setting = UInt32(truncatingIfNeeded: setting(.defaultMSS))
+        return netpcb.pointee.family == UInt16(ALPS_AF_INET6) ? max(setting, 1220) : setting
+    }
+
+    /// A peer's MSS, not below what would only burn processor time (net.inet.tcp.minmss).
+    func believe(mss: UInt16) -> UInt32 { max(UInt32(mss), UInt32(truncatingIfNeeded: setting(.minimumMSS))) }
+
+    /// RFC 7323, 2.2: the shift by which `space` bytes fit 16 bits.
+    func windowScale(_ limit: UInt32) -> UInt8 {
+        let space = max(UInt64(limit), UInt64(bitPattern: setting(.maximumReceiveBuffer)))
+        var scale: UInt8 = 0
+        while scale < 14, UInt64(65535) << UInt64(scale) < space { scale += 1 }
+        return scale
+    }
+
+    // MARK: Segments without data
+
+    /// Builds and sends a segment of header and options alone.
+    func emit(
+        _ network: Network, _ netpcb: UnsafeMutablePointer<alps_netpcb>, conn: UnsafePointer<alps_conn>,
+        sequence: SequenceNumber, acknowledgment: SequenceNumber, flags: UInt8, window: UInt16, options: SynOptions?
+    ) {
+        let cell = services.mbufCell
+        guard
+            let packet = cell.ops(alps_mbuf_ops.self).pointee.packet(
+                cell.instance, UInt32(ALPS_MBUF_HEADROOM) &+ netpcb.pointee.header_length)
+        else {
+            count(.noMemory)
+            return
+        }
+        let header = packet.pointee.data
+        var length = Header.length
+        if let options { length &+= options.write(header + Int(Header.length)) }
+        finish(
+            network, netpcb, packet, source: conn.pointee.local_port, destination: conn.pointee.remote_port,
+            sequence: sequence, acknowledgment: acknowledgment, length: length, flags: flags, window: window)
+    }
+
+    fileprivate func finish(
+        _ network: Network, _ netpcb: UnsafeMutablePointer<alps_netpcb>, _ packet: Mbuf, source: UInt16,
+        destination: UInt16, sequence: SequenceNumber, acknowledgment: SequenceNumber, length: UInt32, flags: UInt8,
+        window: UInt16
+    ) {
+        let pseudo = network.ops.pointee.pseudo_sum(
+            network.instance, &netpcb.pointee.local, &netpcb.pointee.remote, Registration.protocol, length)
+        writeHeader(
+            packet.pointee.data, source: source, destination: destination, sequence: sequence,
+            acknowledgment: acknowledgment, length: length, flags: flags, window: window,
+            checksum: UInt16(truncatingIfNeeded: pseudo), urgent: 0)
+        packet.pointee.length = length
+        packet.pointee.pkt.length = length
+        packet.pointee.pkt.csum = UInt8(ALPS_CSUM_PARTIAL)
+        packet.pointee.pkt.csum_start = 0
+        packet.pointee.pkt.csum_offset = UInt16(Header.checksum)
+        packet.pointee.pkt.protocol = Registration.protocol
+        packet.pointee.pkt.gso_segments = 1
+        count(.sent)
+        count(.sentControl)
+        _ = network.ops.pointee.output(network.instance, netpcb, packet, 0)
+    }
+
+    /// Answers a packet where no connection does it: from its destination to its source, ports exchanged.
+    func reply(
+        _ to: Mbuf, _ network: Network, sequence: SequenceNumber, acknowledgment: SequenceNumber, flags: UInt8,
+        window: UInt16 = 0, timestamp: (value: UInt32, echo: UInt32)? = nil
+    ) {
+        var netpcb = oneOff(to)
+        let cell = services.mbufCell
+        guard let packet = cell.ops(alps_mbuf_ops.self).pointee.packet(cell.instance, 2 &* UInt32(ALPS_MBUF_HEADROOM))
+        else {
+            count(.noMemory)
+            return
+        }
+        var length = Header.length
+        if let timestamp {
+            let place = packet.pointee.data + Int(Header.length)
+            place.store32(0, Options.timestampPrefix)
+            place.store32(4, timestamp.value)
+            place.store32(8, timestamp.echo)
+            length &+= Options.timestampLength
+        }
+        finish(
+            network, &netpcb, packet, source: to.pointee.data.load16(Header.destinationPort),
+            destination: to.pointee.data.load16(Header.sourcePort), sequence: sequence, acknowledgment: acknowledgment,
+            length: length, flags: flags, window: window)
+    }
+
+    /// A network attachment for one answer.
+    func oneOff(_ to: Mbuf) -> alps_netpcb {
+        var netpcb = alps_netpcb()
+        netpcb.size = UInt32(MemoryLayout<alps_netpcb>.size)
+        netpcb.family = to.pointee.pkt.family
+        netpcb.protocol = Registration.protocol
+        netpcb.flags = isOn(.pathMTUDiscovery) ? UInt8(ALPS_NETPCB_DF) : 0
+        netpcb.local = to.pointee.pkt.destination
+        netpcb.remote = to.pointee.pkt.source
+        return netpcb
+    }
+}

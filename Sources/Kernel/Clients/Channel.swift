@@ -1,0 +1,65 @@
+import CLinux
+import Glibc
+import PluginAPI
+
+/// What stands between a socket and the application's descriptor. In-band channels carry payload in the pair itself; a
+/// channel with shared rings can take their place without the socket or the session knowing.
+class Channel: SocketChannel {
+    let kernel: Kernel
+    unowned let socket: Socket
+    /// The host's end of the pair, -1 once closed.
+    private(set) var descriptor: Int32
+    private let watcher = Watcher()
+    /// Events that the pair may still have for us; edge-triggered.
+    private final class Watcher: ReadyHandler {
+        unowned(unsafe) var channel: Channel?
+        override func ready(_ events: UInt32) {
+            guard let channel else { return }
+            // The channel may let go of itself while it handles the event.
+            withExtendedLifetime(channel) { channel.ready(events) }
+        }
+    }
+
+    init(_ socket: Socket, descriptor: Int32) throws {
+        self.socket = socket
+        kernel = socket.kernel
+        self.descriptor = descriptor
+        super.init()
+        watcher.channel = self
+        let events = UInt32(EPOLLIN.rawValue) | UInt32(EPOLLOUT.rawValue) | UInt32(alps_EPOLLRDHUP) | UInt32(EPOLLET.rawValue)
+        guard let reactor = kernel.reactor else { throw KernelError(ENETDOWN, "clients need a live host") }
+        try reactor.add(descriptor, events: events, handler: watcher)
+        kernel.server?.pairOpened()
+    }
+
+    deinit { closePair() }
+
+    /// The pair has events.
+    func ready(_ events: UInt32) {}
+
+    /// Everything the application has written so far is taken over, as far as there is room.
+    func drain() {}
+
+    /// Whether the application's end can still be reached.
+    var isOpen: Bool { descriptor >= 0 }
+
+    /// Closes the host's end. With a byte left unread in it the application gets ECONNRESET.
+    final func closePair() {
+        guard descriptor >= 0 else { return }
+        kernel.reactor?.remove(descriptor, handler: watcher)
+        close(descriptor)
+        descriptor = -1
+        kernel.server?.pairClosed()
+    }
+
+    /// Gives the host's end to another channel of the same socket.
+    final func release() -> Int32 {
+        let kept = descriptor
+        if kept >= 0 { kernel.reactor?.remove(kept, handler: watcher) }
+        descriptor = -1
+        kernel.server?.pairClosed()
+        return kept
+    }
+
+    override func detached(_ socket: Socket) { closePair() }
+}

@@ -1,0 +1,314 @@
+import ClientAPI
+import CLinux
+import Foundation
+import Glibc
+import PluginAPI
+
+/// The operations of client.h.
+enum ClientRequests {
+    static func execute(_ session: Session, _ frame: alps_frame, _ payload: [UInt8]) {
+        let kernel = session.kernel
+        switch UInt32(frame.op) {
+        case UInt32(ALPS_OP_SOCKET): return makeSocket(session, frame, payload)
+        case UInt32(ALPS_OP_INTERFACES): return session.reply(frame, interfaceRecords(kernel))
+        case UInt32(ALPS_OP_QUERY): return query(session, frame, payload)
+        case UInt32(ALPS_OP_CALL): return call(session, frame, payload)
+        case UInt32(ALPS_OP_PROC_NET):
+            guard let text = ProcNet.text(String(decoding: payload, as: UTF8.self), kernel) else {
+                return session.reply(frame, error: ENOENT)
+            }
+            return session.reply(frame, Array(text.utf8))
+        case UInt32(ALPS_OP_IOCTL) where frame.socket == 0:
+            return ioctl(session, frame, payload, nil)
+        default: break
+        }
+        guard let socket = kernel.sockets.find(SocketHandle(rawValue: frame.socket)), mayUse(session, socket) else {
+            return session.reply(frame, error: EBADF)
+        }
+        // What was written before the request counts before it.
+        (socket.channel as? Channel)?.drain()
+        onSocket(session, frame, payload, socket)
+    }
+
+    /// Sockets are used by whoever holds their descriptor. The handle stands for it among processes of one user.
+    private static func mayUse(_ session: Session, _ socket: Socket) -> Bool {
+        !socket.isClosed && (session.uid == socket.owner.uid || session.uid == 0)
+    }
+
+    // MARK: Making
+
+    private static func makeSocket(_ session: Session, _ frame: alps_frame, _ payload: [UInt8]) {
+        guard let request = load(payload, alps_socket_request.self) else { return session.reply(frame, error: EINVAL) }
+        let kernel = session.kernel
+        let type = request.type & 0xff
+        let variant = switch type {
+        case Int32(ALPS_SOCK_STREAM): session.tcpVariant
+        case Int32(ALPS_SOCK_DGRAM) where request.protocol == 0 || request.protocol == 17: session.udpVariant
+        default: String?.none
+        }
+        do {
+            let socket = try kernel.sockets.create(
+                domain: request.domain, type: type, protocol: request.protocol, variant: variant, owner: session.owner,
+                arena: session.arena)
+            do {
+                let passing = try openPair(socket)
+                session.files.insert(socket.handle)
+                session.reply(frame, bytes(socketInformation(socket)), passing: passing)
+            } catch {
+                socket.abort()
+                throw error
+            }
+        } catch let error as KernelError {
+            session.reply(frame, error: error.code)
+        } catch { session.reply(frame, error: EIO) }
+    }
+
+    /// Gives a socket its pair; returns the application's end.
+    private static func openPair(_ socket: Socket) throws -> Int32 {
+        let pair = try SocketPair(
+            type: Int32(socket.isStream ? SOCK_STREAM.rawValue : SOCK_SEQPACKET.rawValue), handle: socket.handle,
+            stack: socket.kernel.name, seeded: socket.isStream)
+        do {
+            socket.channel = socket.isStream
+                ? try InBandStreamChannel(socket, descriptor: pair.host, isAccepted: false)
+                : try InBandDatagramChannel(socket, descriptor: pair.host)
+        } catch {
+            close(pair.host)
+            close(pair.application)
+            throw error
+        }
+        return pair.application
+    }
+
+    // MARK: About a socket
+
+    private static func onSocket(_ session: Session, _ frame: alps_frame, _ payload: [UInt8], _ socket: Socket) {
+        switch UInt32(frame.op) {
+        case UInt32(ALPS_OP_BIND):
+            guard let name = load(payload, alps_client_sockaddr.self) else { return session.reply(frame, error: EINVAL) }
+            let status = socket.bind(stackAddress(name))
+            session.reply(frame, error: status, status == 0 ? bytes(clientAddress(socket.localAddress)) : [])
+        case UInt32(ALPS_OP_LISTEN):
+            guard let backlog = load(payload, Int32.self) else { return session.reply(frame, error: EINVAL) }
+            session.reply(frame, error: listen(socket, backlog))
+        case UInt32(ALPS_OP_CONNECT): connect(session, frame, payload, socket)
+        case UInt32(ALPS_OP_UNCONNECT): session.reply(frame, error: socket.disconnect())
+        case UInt32(ALPS_OP_SHUTDOWN):
+            guard let how = load(payload, Int32.self) else { return session.reply(frame, error: EINVAL) }
+            session.reply(frame, error: shutdown(socket, how))
+        case UInt32(ALPS_OP_GETSOCKOPT):
+            guard let request = load(payload, alps_sockopt_request.self) else { return session.reply(frame, error: EINVAL) }
+            let (error, value) = socket.getOption(
+                level: request.level, name: request.name, capacity: Int(min(request.length, 65536)))
+            session.reply(frame, error: error, value)
+        case UInt32(ALPS_OP_SETSOCKOPT):
+            guard let request = load(payload, alps_sockopt_request.self) else { return session.reply(frame, error: EINVAL) }
+            let value = Array(payload.dropFirst(MemoryLayout<alps_sockopt_request>.size).prefix(Int(request.length)))
+            session.reply(frame, error: socket.setOption(level: request.level, name: request.name, value))
+        case UInt32(ALPS_OP_GETSOCKNAME): session.reply(frame, bytes(clientAddress(socket.localAddress)))
+        case UInt32(ALPS_OP_GETPEERNAME):
+            guard socket.isConnected else { return session.reply(frame, error: ENOTCONN) }
+            session.reply(frame, bytes(clientAddress(socket.remoteAddress)))
+        case UInt32(ALPS_OP_IOCTL): ioctl(session, frame, payload, socket)
+        case UInt32(ALPS_OP_ATTACH):
+            session.files.insert(socket.handle)
+            session.reply(frame, bytes(socketInformation(socket)))
+        case UInt32(ALPS_OP_FORGET):
+            session.files.remove(socket.handle)
+            if let channel = socket.channel as? Channel, !channel.isOpen { socket.close() }
+            session.reply(frame)
+        case UInt32(ALPS_OP_TAKE_EVENT):
+            guard let event = (socket.channel as? InBandDatagramChannel)?.takeEvent() else {
+                return session.reply(frame, error: EAGAIN)
+            }
+            session.reply(frame, bytes(event))
+        case UInt32(ALPS_OP_SEND_OOB):
+            guard let byte = payload.first, socket.isStream else { return session.reply(frame, error: EOPNOTSUPP) }
+            let written = socket.write([byte], flags: UInt32(ALPS_SENT_OOB))
+            session.reply(frame, error: written == 1 ? 0 : (written < 0 ? Int32(-written) : EAGAIN))
+        case UInt32(ALPS_OP_RECV_OOB):
+            let flags = load(payload, UInt32.self) ?? 0
+            let (error, byte) = socket.takeUrgent(peek: flags & UInt32(MSG_PEEK) != 0)
+            session.reply(frame, error: error, error == 0 ? [byte] : [])
+        default: session.reply(frame, error: EOPNOTSUPP)
+        }
+    }
+
+    /// A listener's pair carries connections instead of bytes: the channel changes, the descriptor stays.
+    private static func listen(_ socket: Socket, _ backlog: Int32) -> Int32 {
+        let wasListening = socket.isListening
+        let status = socket.listen(backlog)
+        guard status == 0, !wasListening, let old = socket.channel as? Channel else { return status }
+        do {
+            let descriptor = old.release()
+            // A queue of connections, each with a descriptor in flight, wants more room than bytes do.
+            var size = Int32(1 << 20)
+            setsockopt(descriptor, SOL_SOCKET, SO_SNDBUFFORCE, &size, socklen_t(4))
+            socket.channel = try InBandListenerChannel(socket, descriptor: descriptor)
+        } catch { return ENOMEM }
+        return 0
+    }
+
+    /// The shim shuts the pair down itself; the channel sees the end behind everything written. Here only the refusals.
+    private static func shutdown(_ socket: Socket, _ how: Int32) -> Int32 {
+        guard socket.isStream, !socket.isListening else { return socket.shutdown(how) }
+        guard (0...2).contains(how) else { return EINVAL }
+        guard socket.isConnected || socket.isDisconnected else { return ENOTCONN }
+        return how == Int32(ALPS_SHUT_WR) ? 0 : socket.shutdown(Int32(ALPS_SHUT_RD))
+    }
+
+    private static func connect(_ session: Session, _ frame: alps_frame, _ payload: [UInt8], _ socket: Socket) {
+        guard let request = load(payload, alps_connect_request.self) else { return session.reply(frame, error: EINVAL) }
+        let address = stackAddress(request.address)
+        func answer(_ status: Int32) {
+            let named = status == 0 || status == EINPROGRESS
+            session.reply(frame, error: status, named ? bytes(clientAddress(socket.localAddress)) : [])
+        }
+        guard socket.isStream, request.flags & UInt32(ALPS_CONNECT_NOWAIT) == 0 else {
+            if socket.isStream, request.plug_bytes > 0, !socket.isConnecting, !socket.isConnected {
+                (socket.channel as? InBandStreamChannel)?.expectPlug(Int(request.plug_bytes))
+            }
+            let status = socket.connect(address)
+            socket.markDirty()
+            return answer(status)
+        }
+        let started = socket.connect(address)
+        guard started == EINPROGRESS || started == EALREADY else { return answer(started) }
+        session.runWaiting(frame, name: "connect") { answer(socket.waitForConnection()) }
+    }
+
+    private static func ioctl(_ session: Session, _ frame: alps_frame, _ payload: [UInt8], _ socket: Socket?) {
+        guard let request = load(payload, alps_ioctl_request.self) else { return session.reply(frame, error: EINVAL) }
+        var data = Array(payload.dropFirst(MemoryLayout<alps_ioctl_request>.size).prefix(Int(request.length)))
+        let error = ClientIoctl.execute(session.kernel, socket, UInt(request.command), &data, isRoot: session.uid == 0)
+        session.reply(frame, error: error, error == 0 ? data : [])
+    }
+
+    // MARK: Others
+
+    private static func query(_ session: Session, _ frame: alps_frame, _ payload: [UInt8]) {
+        struct Envelope: Decodable { var command: String }
+        do {
+            // {"command": NAME} in front, a newline, the arguments behind.
+            let data = Data(payload)
+            guard let split = data.firstIndex(of: UInt8(ascii: "\n")) else { throw KernelError(EINVAL, "bad query") }
+            let envelope = try JSONDecoder().decode(Envelope.self, from: data[..<split])
+            let reply = try session.kernel.queries.answer(envelope.command, Data(data[(split + 1)...]))
+            session.reply(frame, Array(reply))
+        } catch let error as KernelError {
+            session.reply(frame, error: error.code == 0 ? EINVAL : error.code, Array(error.message.utf8))
+        } catch { session.reply(frame, error: EINVAL, Array("bad query: \(error)".utf8)) }
+    }
+
+    /// A plugin's user request by name, decoded by its signature.
+    private static func call(_ session: Session, _ frame: alps_frame, _ payload: [UInt8]) {
+        guard let request = load(payload, alps_call_request.self) else { return session.reply(frame, error: EINVAL) }
+        let body = payload.dropFirst(MemoryLayout<alps_call_request>.size)
+        guard body.count >= Int(request.name_length) + Int(request.arguments_length) else {
+            return session.reply(frame, error: EINVAL)
+        }
+        let name = String(decoding: body.prefix(Int(request.name_length)), as: UTF8.self)
+        let parts = name.split(separator: ".", maxSplits: 1).map(String.init)
+        guard parts.count == 2,
+            let entry = session.kernel.protocols.entries.last(where: {
+                $0.instance.state == .running && ($0.name == parts[0] || $0.instance.variant == parts[0])
+            }), let routed = entry.request(named: parts[1]), routed.id >= UInt32(ALPS_PRU_FIRST_PRIVATE)
+        else { return session.reply(frame, error: ENOENT) }
+        let socket = frame.socket == 0 ? nil : session.kernel.sockets.find(SocketHandle(rawValue: frame.socket))
+        if routed.signature.utf8.contains(UInt8(ascii: "S")), socket == nil || socket?.entry !== entry || !(socket?.isAttached ?? false) {
+            return session.reply(frame, error: EBADF)
+        }
+        guard let arguments = CallArguments.decode(
+            routed.signature, Array(body.dropFirst(Int(request.name_length)).prefix(Int(request.arguments_length))))
+        else { return session.reply(frame, error: EINVAL) }
+        func run() {
+            entry.instance.callsInProgress += 1
+            let (error, results) = routed.call(instance: entry.instancePointer, socket: socket?.raw, arguments)
+            entry.instance.callsInProgress -= 1
+            session.reply(frame, CallArguments.encode(error, results))
+        }
+        if routed.mayBlock { session.runWaiting(frame, name: name, run) } else { run() }
+    }
+
+    private static func interfaceRecords(_ kernel: Kernel) -> [UInt8] {
+        var result: [UInt8] = []
+        for interface in kernel.interfaces.all {
+            var record = alps_interface_record()
+            withUnsafeMutableBytes(of: &record.name) { target in
+                for (index, byte) in interface.name.utf8.prefix(15).enumerated() { target[index] = byte }
+            }
+            record.index = interface.raw.pointee.index
+            record.flags = interface.raw.pointee.flags
+            record.mtu = interface.raw.pointee.mtu
+            record.hardware = interface.raw.pointee.hardware
+            record.hardware_length = interface.raw.pointee.hardware_length
+            if interface.addresses.isEmpty { result += bytes(record) }
+            for address in interface.addresses {
+                record.prefix_length = UInt32(address.prefix_length)
+                record.address = alps_client_sockaddr(family: address.family, port: 0, scope: 0, addr: address.addr.bytes)
+                record.broadcast = alps_client_sockaddr(
+                    family: NetworkAddress(address: address.broadcast).isZero ? 0 : address.family, port: 0, scope: 0,
+                    addr: address.broadcast.bytes)
+                result += bytes(record)
+            }
+        }
+        return result
+    }
+
+    static func load<T>(_ payload: [UInt8], _ type: T.Type) -> T? {
+        guard payload.count >= MemoryLayout<T>.size else { return nil }
+        return payload.withUnsafeBytes { $0.loadUnaligned(as: type) }
+    }
+
+    static func bytes<T>(_ value: T) -> [UInt8] { withUnsafeBytes(of: value) { Array($0) } }
+}
+
+/// Arguments of ALPS_OP_CALL by signature letter.
+enum CallArguments {
+    static func decode(_ signature: String, _ bytes: [UInt8]) -> [RouterValue]? {
+        var offset = 0
+        func take<T>(_ type: T.Type) -> T? {
+            guard bytes.count - offset >= MemoryLayout<T>.size else { return nil }
+            defer { offset += MemoryLayout<T>.size }
+            return bytes.withUnsafeBytes { $0.loadUnaligned(fromByteOffset: offset, as: type) }
+        }
+        func takeBytes(_ count: UInt32) -> [UInt8]? {
+            guard bytes.count - offset >= Int(count) else { return nil }
+            defer { offset += Int(count) }
+            return Array(bytes[offset..<offset + Int(count)])
+        }
+        var values: [RouterValue] = []
+        for letter in signature {
+            switch letter {
+            case "S": continue
+            case "A": values.append(.addressOut)
+            case "a":
+                guard let address = take(alps_client_sockaddr.self) else { return nil }
+                values.append(.address(stackAddress(address)))
+            case "b":
+                guard let count = take(UInt32.self), let content = takeBytes(count) else { return nil }
+                values.append(.bytes(content))
+            case "B":
+                guard let capacity = take(UInt32.self), let count = take(UInt32.self), let content = takeBytes(count),
+                    capacity <= 1 << 20
+                else { return nil }
+                values.append(.buffer(content, capacity: Int(capacity)))
+            default:
+                guard let number = take(Int64.self) else { return nil }
+                values.append(.integer(number))
+            }
+        }
+        return offset == bytes.count ? values : nil
+    }
+
+    static func encode(_ error: Int32, _ results: [RouterResult]) -> [UInt8] {
+        var reply = ClientRequests.bytes(error)
+        for result in results {
+            switch result {
+            case .address(let address): reply += ClientRequests.bytes(clientAddress(address))
+            case .bytes(let content): reply += ClientRequests.bytes(UInt32(content.count)) + content
+            }
+        }
+        return reply
+    }
+}

@@ -1,0 +1,160 @@
+import ClientAPI
+import CLinux
+import Glibc
+import PluginAPI
+
+/// A datagram or raw socket: one message of the pair a datagram, bare if the socket is connected, with an
+/// alps_datagram_header in front if not. A message of no bytes stands for an event.
+final class InBandDatagramChannel: Channel {
+    /// What the messages of no bytes stand for, oldest first.
+    private var events: [alps_datagram_event] = []
+    private var errorTold = false
+    /// Datagrams one socket may send in one turn.
+    private static let budget = 128
+    private static let largest = 65536 + MemoryLayout<alps_datagram_header>.size
+
+    override func ready(_ events: UInt32) {
+        drain()
+        if events & UInt32(EPOLLHUP.rawValue) != 0, isOpen {
+            socket.close()
+            return
+        }
+        push()
+    }
+
+    override func update(_ socket: Socket) {
+        drain()
+        push()
+    }
+
+    // MARK: From the application
+
+    override func drain() {
+        var budget = Self.budget
+        withUnsafeTemporaryAllocation(byteCount: Self.largest, alignment: 16) { scratch in
+            while isOpen, !socket.isClosed {
+                guard budget > 0 else {
+                    socket.markDirty()
+                    return
+                }
+                budget -= 1
+                let got = recv(descriptor, scratch.baseAddress!, scratch.count, Int32(MSG_DONTWAIT))
+                if got < 0 { return }
+                // Zero is an empty datagram, or the end: then there is nothing to send either way.
+                if got == 0, isAtEnd { return }
+                send(UnsafeRawBufferPointer(rebasing: scratch[0..<got]))
+            }
+        }
+    }
+
+    private var isAtEnd: Bool {
+        var poll = pollfd(fd: descriptor, events: Int16(alps_POLLRDHUP), revents: 0)
+        return Glibc.poll(&poll, 1, 0) > 0 && Int32(poll.revents) & (Int32(POLLHUP) | alps_POLLRDHUP) != 0
+    }
+
+    private func send(_ message: UnsafeRawBufferPointer) {
+        var payload = message
+        var destination: alps_sockaddr?
+        let headerSize = MemoryLayout<alps_datagram_header>.size
+        if message.count >= headerSize, message.load(as: UInt32.self) == ALPS_DATAGRAM_MAGIC {
+            let header = message.load(as: alps_datagram_header.self)
+            payload = UnsafeRawBufferPointer(rebasing: message[headerSize...])
+            if header.address.family != 0 { destination = stackAddress(header.address) }
+        }
+        let pool = kernel.mbufs
+        let packet = payload.count <= 160
+            ? pool.packet(headroom: 128) : pool.cluster(headroom: 128, capacity: payload.count)
+        guard let packet else { return }
+        if payload.count > 0 {
+            memcpy(packet.pointee.data, payload.baseAddress!, payload.count)
+            packet.pointee.length = UInt32(payload.count)
+            packet.pointee.pkt.length = UInt32(payload.count)
+        }
+        let status = socket.sendDatagram(packet, to: destination)
+        // The program's call has long returned: what it would have been told is told by the next one.
+        if status != 0, status != ENOBUFS, socket.pendingError == 0 {
+            socket.raw.pointee.error = status
+            errorTold = false
+            socket.markDirty()
+        }
+    }
+
+    // MARK: To the application
+
+    private func push() {
+        guard isOpen, !socket.isClosed else { return }
+        if socket.pendingError == 0 { errorTold = false }
+        if socket.pendingError != 0, !errorTold, events.count < 64 {
+            guard tell(alps_datagram_event(error: socket.pendingError, reserved: 0, address: alps_client_sockaddr())) else {
+                return
+            }
+            errorTold = true
+        }
+        while let (packet, info) = socket.firstDatagram {
+            guard hand(packet, info) else { return }
+            if let (_, taken) = socket.nextDatagram() { kernel.mbufs.freePacket(taken) }
+        }
+    }
+
+    /// Announces an event by a message of no bytes. False if the pair is full.
+    private func tell(_ event: alps_datagram_event) -> Bool {
+        var nothing: UInt8 = 0
+        guard Glibc.send(descriptor, &nothing, 0, Int32(MSG_DONTWAIT) | Int32(MSG_NOSIGNAL)) == 0 else {
+            return false
+        }
+        events.append(event)
+        return true
+    }
+
+    /// Sends one datagram into the pair. False if it is full.
+    private func hand(_ packet: Mbuf, _ info: alps_datagram_info) -> Bool {
+        if socket.isConnected, packet.pointee.pkt.length == 0 {
+            return events.count >= 64
+                || tell(alps_datagram_event(error: 0, reserved: 0, address: clientAddress(info.source)))
+        }
+        var header = alps_datagram_header()
+        header.magic = UInt32(ALPS_DATAGRAM_MAGIC)
+        header.ifindex = info.ifindex
+        header.address = clientAddress(info.source)
+        header.destination = clientAddress(
+            alps_sockaddr(family: info.source.family, port: 0, scope: 0, addr: info.destination))
+        header.ttl = info.ttl
+        header.tos = info.tos
+        header.timestamp = kernel.clock.wall
+        return withUnsafeMutablePointer(to: &header) { header in
+            withUnsafeTemporaryAllocation(of: iovec.self, capacity: 64) { parts in
+                var count = 0
+                if !socket.isConnected {
+                    parts[0] = iovec(iov_base: header, iov_len: MemoryLayout<alps_datagram_header>.size)
+                    count = 1
+                }
+                var buffer: Mbuf? = packet
+                while let current = buffer, count < 64 {
+                    buffer = current.pointee.next
+                    parts[count] = iovec(iov_base: current.pointee.data, iov_len: Int(current.pointee.length))
+                    count += 1
+                }
+                // More than 64 pieces in one datagram: a sender that fragments into crumbs. Drop it.
+                guard buffer == nil else { return true }
+                var message = msghdr()
+                message.msg_iov = parts.baseAddress
+                message.msg_iovlen = count
+                let sent = sendmsg(descriptor, &message, Int32(MSG_DONTWAIT) | Int32(MSG_NOSIGNAL))
+                return sent >= 0 || errno != EAGAIN
+            }
+        }
+    }
+
+    /// What the oldest message of no bytes stood for.
+    func takeEvent() -> alps_datagram_event? {
+        guard !events.isEmpty else { return nil }
+        let event = events.removeFirst()
+        if event.error != 0 {
+            // SO_ERROR may have been read meanwhile: then there is nothing to tell.
+            let error = socket.takeError()
+            errorTold = false
+            return error == 0 ? nil : alps_datagram_event(error: error, reserved: 0, address: event.address)
+        }
+        return event
+    }
+}

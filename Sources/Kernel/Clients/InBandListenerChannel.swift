@@ -1,0 +1,91 @@
+import ClientAPI
+import CLinux
+import Glibc
+import PluginAPI
+
+/// A listening socket: every connection that is ready is one message on the pair, with the new descriptor beside it. So
+/// accept is one recvmsg, and hand-out between processes is the kernel's.
+final class InBandListenerChannel: Channel {
+    private var handingOut: (info: alps_socket_info, descriptor: Int32)?
+
+    override func ready(_ events: UInt32) {
+        if events & UInt32(EPOLLHUP.rawValue) != 0 {
+            socket.close()
+            return
+        }
+        handOut()
+    }
+
+    override func update(_ socket: Socket) { handOut() }
+
+    private func handOut() {
+        guard isOpen, !socket.isClosed else { return }
+        if socket.cannotReceiveMore {
+            closePair()
+            return
+        }
+        while true {
+            if handingOut == nil { handingOut = next() }
+            guard var (info, descriptor) = handingOut else { return }
+            let sent = alps_send_with_fd(self.descriptor, &info, MemoryLayout<alps_socket_info>.size, descriptor)
+            if sent < 0, errno == EAGAIN || errno == ETOOMANYREFS || errno == ENOBUFS { return }
+            handingOut = nil
+            close(descriptor)
+            if sent < 0 { return }
+        }
+    }
+
+    /// The oldest connection that is ready, with a pair of its own.
+    private func next() -> (info: alps_socket_info, descriptor: Int32)? {
+        while let child = socket.acceptNext() {
+            do {
+                let pair = try SocketPair(
+                    type: Int32(SOCK_STREAM.rawValue), handle: child.handle, stack: kernel.name, seeded: true)
+                do {
+                    child.channel = try InBandStreamChannel(child, descriptor: pair.host, isAccepted: true)
+                } catch {
+                    close(pair.host)
+                    close(pair.application)
+                    throw error
+                }
+                child.markDirty()
+                return (socketInformation(child), pair.application)
+            } catch {
+                kernel.log.write(UInt32(ALPS_LOG_ERROR), nil) { "a connection was lost before accept: \(error)" }
+                child.abort()
+            }
+        }
+        return nil
+    }
+
+    override func detached(_ socket: Socket) {
+        if let (_, descriptor) = handingOut { close(descriptor) }
+        handingOut = nil
+        super.detached(socket)
+    }
+}
+
+/// What a client is told of a socket.
+func socketInformation(_ socket: Socket) -> alps_socket_info {
+    var info = alps_socket_info()
+    info.handle = socket.handle.rawValue
+    info.domain = socket.raw.pointee.domain
+    info.type = socket.raw.pointee.type
+    info.protocol = socket.raw.pointee.protocol
+    info.flags = UInt16(
+        (socket.isListening ? ALPS_INFO_LISTENING : 0) | (socket.isConnected ? ALPS_INFO_CONNECTED : 0))
+    info.local = clientAddress(socket.localAddress)
+    info.remote = clientAddress(socket.remoteAddress)
+    return info
+}
+
+func clientAddress(_ address: alps_sockaddr) -> alps_client_sockaddr {
+    alps_client_sockaddr(
+        family: address.family, port: address.port.bigEndian, scope: address.scope, addr: address.addr.bytes)
+}
+
+func stackAddress(_ address: alps_client_sockaddr) -> alps_sockaddr {
+    alps_sockaddr(
+        family: address.family, port: UInt16(bigEndian: address.port), scope: address.scope,
+        addr: alps_addr(bytes: address.addr))
+}

@@ -1,0 +1,179 @@
+import CLinux
+import Glibc
+import PluginAPI
+
+/// A stream socket whose payload travels in the pair.
+///
+/// The host always leaves one application byte unread in its end: the seed byte at first, later the last byte of what the
+/// application wrote, which has been peeked at and is in the send ring already. So closing the host's end, or the host's
+/// death, is ECONNRESET for the application and never a clean end of file.
+final class InBandStreamChannel: Channel {
+    /// Filler bytes that make the pair unwritable until a non-blocking connect is done.
+    private var plug = 0
+    /// A failed connect is told by closing the pair; a blocking one leaves it alone, since it may be tried again.
+    private var failsByClosing: Bool
+    private var applicationWillWriteNoMore = false
+    private var applicationIsGone = false
+    private var endOfStreamTold = false
+    /// Bytes one socket may move in one turn before others get theirs.
+    private static let budget = 1 << 20
+
+    /// `isAccepted`: a connection that is there already.
+    init(_ socket: Socket, descriptor: Int32, isAccepted: Bool) throws {
+        failsByClosing = isAccepted
+        try super.init(socket, descriptor: descriptor)
+    }
+
+    /// A non-blocking connect has begun, with `bytes` of filler in the pair.
+    func expectPlug(_ bytes: Int) {
+        plug = bytes
+        failsByClosing = true
+    }
+
+    override func ready(_ events: UInt32) {
+        let hangUp = UInt32(EPOLLHUP.rawValue)
+        if events & (UInt32(alps_EPOLLRDHUP) | hangUp) != 0 { applicationWillWriteNoMore = true }
+        if events & hangUp != 0 { applicationIsGone = true }
+        pump()
+    }
+
+    override func update(_ socket: Socket) { pump() }
+
+    override func drain() { takeWritten() }
+
+    private func pump() {
+        guard isOpen else { return }
+        if socket.isConnected { failsByClosing = true }
+        if !socket.isConnecting || applicationIsGone { takeWritten() }
+        guard isOpen, !socket.isClosed else { return }
+        pushReceived()
+        guard isOpen else { return }
+        if socket.isDisconnected, socket.pendingError != 0, failsByClosing, socket.receiveAvailable == 0 || applicationIsGone {
+            endPair()
+        }
+    }
+
+    /// After an error: the application finds ECONNRESET in its pair and asks for the true one.
+    private func endPair() {
+        if applicationIsGone {
+            socket.close()
+        } else {
+            closePair()
+        }
+    }
+
+    // MARK: From the application
+
+    private func takeWritten() {
+        var budget = Self.budget
+        while isOpen {
+            let unread = Int(alps_bytes_waiting(descriptor)) - 1
+            if plug > 0 {
+                guard socket.isConnected || applicationIsGone else { return }
+                guard dropPlug(unread) else { break }
+                continue
+            }
+            if unread <= 0 { break }
+            guard !socket.isClosed, !socket.cannotSendMore, !socket.isDisconnected else {
+                discard(unread)
+                continue
+            }
+            guard socket.isConnected || socket.isConnecting else { return }
+            let count = min(unread, socket.sendSpace)
+            guard count > 0 else { return }
+            guard budget > 0 else {
+                socket.markDirty()
+                return
+            }
+            guard take(count) else { return }
+            budget -= count
+        }
+        finishWriting()
+    }
+
+    /// Reads the carry byte away, then `count` new bytes into the send ring, the last of which stays in the pair.
+    private func take(_ count: Int) -> Bool {
+        guard let (first, second) = socket.sendPieces() else { return false }
+        var carry: UInt8 = 0
+        // All but the last byte of the new ones.
+        let whole = count - 1
+        let head = min(whole, first.count)
+        let got = withUnsafeMutablePointer(to: &carry) { carry in
+            withUnsafeTemporaryAllocation(of: iovec.self, capacity: 3) { parts in
+                parts[0] = iovec(iov_base: carry, iov_len: 1)
+                parts[1] = iovec(iov_base: first.baseAddress, iov_len: head)
+                parts[2] = iovec(iov_base: second.baseAddress, iov_len: whole - head)
+                return readv(descriptor, parts.baseAddress!, 3)
+            }
+        }
+        guard got == count else { return false }
+        let last = whole < first.count ? first.baseAddress! + whole : second.baseAddress! + (whole - first.count)
+        guard recv(descriptor, last, 1, Int32(MSG_PEEK) | Int32(MSG_DONTWAIT)) == 1 else { return false }
+        socket.sendCommit(count)
+        return true
+    }
+
+    /// Takes filler away; its last byte becomes the carry byte. False if it has not all arrived yet.
+    private func dropPlug(_ unread: Int) -> Bool {
+        let count = min(plug, unread)
+        guard count > 0 else { return false }
+        discard(count)
+        plug -= count
+        return true
+    }
+
+    private func discard(_ count: Int) {
+        var left = count
+        withUnsafeTemporaryAllocation(byteCount: 16384, alignment: 16) { scratch in
+            while left > 0 {
+                let got = recv(descriptor, scratch.baseAddress!, min(left, scratch.count), Int32(MSG_DONTWAIT))
+                guard got > 0 else { return }
+                left -= got
+            }
+        }
+    }
+
+    /// Everything written has been taken: what the application has ended ends here too.
+    private func finishWriting() {
+        guard isOpen, applicationWillWriteNoMore else { return }
+        if applicationIsGone {
+            // The kernel reports ECONNRESET on our end if the application closed with data unread: then the peer must
+            // not believe that they were taken (RFC 9293, 3.6.1: RST).
+            var error: Int32 = 0
+            var length = socklen_t(4)
+            getsockopt(descriptor, SOL_SOCKET, SO_ERROR, &error, &length)
+            let unread = error == ECONNRESET || socket.receiveAvailable > 0 || socket.isConnecting
+            if unread { socket.abort() } else { socket.close() }
+        } else if socket.isConnected, !socket.cannotSendMore {
+            _ = socket.shutdown(Int32(ALPS_SHUT_WR))
+        }
+    }
+
+    // MARK: To the application
+
+    private func pushReceived() {
+        while socket.receiveAvailable > 0 {
+            let (first, second) = socket.receivePieces()
+            let sent = withUnsafeTemporaryAllocation(of: iovec.self, capacity: 2) { parts in
+                parts[0] = iovec(iov_base: first.baseAddress, iov_len: first.count)
+                parts[1] = iovec(iov_base: second.baseAddress, iov_len: second.count)
+                var message = msghdr()
+                message.msg_iov = parts.baseAddress
+                message.msg_iovlen = second.count > 0 ? 2 : 1
+                return sendmsg(descriptor, &message, Int32(MSG_DONTWAIT) | Int32(MSG_NOSIGNAL))
+            }
+            if sent > 0 {
+                socket.receiveConsume(sent)
+            } else if errno == EAGAIN {
+                return
+            } else {
+                // The application reads no more: what comes is acknowledged and dropped, as Linux does.
+                socket.receiveConsume(socket.receiveAvailable)
+            }
+        }
+        if socket.atEndOfStream, !endOfStreamTold, socket.pendingError == 0 || !socket.isDisconnected {
+            endOfStreamTold = true
+            Glibc.shutdown(descriptor, Int32(SHUT_WR))
+        }
+    }
+}

@@ -1,0 +1,276 @@
+import ClientAPI
+import CLinux
+import Glibc
+import PluginAPI
+
+/// One process's connection to the stack: frames in, replies out. Every byte that comes in is taken for hostile; what is
+/// not a frame ends this session and nothing else.
+package final class Session: ReadyHandler {
+    package let number: UInt32
+    package private(set) var pid: Int32 = 0
+    package private(set) var uid: UInt32 = 0
+    package private(set) var program = ""
+    package private(set) var isTool = false
+    let kernel: Kernel
+    private unowned let server: ControlServer
+    private var descriptor: Int32
+    private var greeted = false
+    private(set) var tcpVariant: String?
+    private(set) var udpVariant: String?
+    let arena: Arena
+    /// Sockets made in this session; also those whose pair is closed, until they are forgotten.
+    let files = FileTable()
+
+    private var input: [UInt8] = []
+    private var passed: [Int32] = []
+    private struct Output {
+        var bytes: [UInt8]
+        var done = 0
+        var descriptor: Int32 = -1
+    }
+    private var output: [Output] = []
+    private var outputBytes = 0
+    private var waitsForRoom = false
+    /// Requests that run on fibers, by request id.
+    private var pending: [UInt64: Fiber] = [:]
+
+    /// Frames one session may have executed in one turn.
+    private static let budget = 64
+    private static let maximumPending = 1024
+    private static let maximumOutput = 32 << 20
+
+    init(server: ControlServer, kernel: Kernel, number: UInt32, descriptor: Int32) throws {
+        self.server = server
+        self.kernel = kernel
+        self.number = number
+        self.descriptor = descriptor
+        var credentials = alps_ucred()
+        var length = socklen_t(MemoryLayout<alps_ucred>.size)
+        if getsockopt(descriptor, SOL_SOCKET, SO_PEERCRED, &credentials, &length) == 0 {
+            pid = credentials.pid
+            uid = credentials.uid
+        }
+        guard let arena = Arena(name: "alps-\(kernel.name)-\(number)", limitBytes: kernel.configuration.arenaLimit) else {
+            throw KernelError(ENOMEM, "no memory for the rings of a session")
+        }
+        self.arena = arena
+        super.init()
+        try kernel.reactor?.add(descriptor, events: UInt32(EPOLLIN.rawValue), handler: self)
+    }
+
+    package var socketCount: Int { files.handles.count }
+    package var pendingRequests: Int { pending.count }
+
+    // MARK: Bytes in
+
+    override package func ready(_ events: UInt32) {
+        withExtendedLifetime(self) {
+            if events & UInt32(EPOLLOUT.rawValue) != 0 { flushOutput() }
+            guard descriptor >= 0, events & ~UInt32(EPOLLOUT.rawValue) != 0 else { return }
+            receive()
+        }
+    }
+
+    private func receive() {
+        var executed = 0
+        while descriptor >= 0, executed < Self.budget {
+            var came: Int32 = -1
+            let got = withUnsafeTemporaryAllocation(byteCount: 65536, alignment: 16) { scratch in
+                let got = alps_receive_with_fd(descriptor, scratch.baseAddress!, scratch.count, &came)
+                if got > 0 { input.append(contentsOf: scratch[0..<got]) }
+                return got
+            }
+            if came >= 0 { passed.append(came) }
+            if got < 0, errno == EAGAIN || errno == EINTR { return }
+            guard got > 0 else { return end() }
+            if !greeted, input[0] == UInt8(ALPS_DOORWAY_BYTE), let doorway = passed.first {
+                passed.removeFirst()
+                server.openDoorway(doorway)
+                return end()
+            }
+            // Requests carry no descriptors.
+            for descriptor in passed { close(descriptor) }
+            passed.removeAll()
+            executed += execute()
+        }
+    }
+
+    /// Executes the whole frames in the buffer; returns how many there were.
+    private func execute() -> Int {
+        let headerSize = MemoryLayout<alps_frame>.size
+        var offset = 0
+        var count = 0
+        while descriptor >= 0, input.count - offset >= headerSize {
+            let frame = input.withUnsafeBytes { $0.loadUnaligned(fromByteOffset: offset, as: alps_frame.self) }
+            guard frame.magic == ALPS_FRAME_MAGIC, frame.length <= ALPS_FRAME_MAX_PAYLOAD,
+                frame.kind == ALPS_FRAME_REQUEST || frame.kind == ALPS_FRAME_CANCEL
+            else {
+                complain("sent what is not a frame")
+                end()
+                return count
+            }
+            let whole = headerSize + Int(frame.length)
+            guard input.count - offset >= whole else { break }
+            let payload = Array(input[offset + headerSize..<offset + whole])
+            offset += whole
+            count += 1
+            if frame.kind == ALPS_FRAME_CANCEL {
+                if let fiber = pending[frame.request_id] { kernel.fibers.cancel(fiber) }
+            } else {
+                request(frame, payload)
+            }
+        }
+        if descriptor >= 0 { input.removeFirst(offset) }
+        return count
+    }
+
+    private func complain(_ what: String) {
+        kernel.log.write(UInt32(ALPS_LOG_WARNING), nil) {
+            "session \(number) (pid \(pid) uid \(uid)) \(what) and was ended"
+        }
+    }
+
+    private func request(_ frame: alps_frame, _ payload: [UInt8]) {
+        if !greeted {
+            guard frame.op == ALPS_OP_HELLO, hello(frame, payload) else {
+                complain("did not say hello")
+                end()
+                return
+            }
+            return
+        }
+        ClientRequests.execute(self, frame, payload)
+    }
+
+    private func hello(_ frame: alps_frame, _ payload: [UInt8]) -> Bool {
+        guard payload.count >= MemoryLayout<alps_hello>.size else { return false }
+        let hello = payload.withUnsafeBytes { $0.loadUnaligned(as: alps_hello.self) }
+        guard hello.version == ALPS_CLIENT_VERSION else {
+            reply(frame, error: EPROTO)
+            return true
+        }
+        func text<T>(_ field: T) -> String {
+            withUnsafeBytes(of: field) { String(decoding: $0.prefix { $0 != 0 }, as: UTF8.self) }
+        }
+        program = String(text(hello.program).map { $0.isASCII && $0 >= " " ? $0 : "?" })
+        let variants = (text(hello.tcp_variant), text(hello.udp_variant))
+        tcpVariant = variants.0.isEmpty ? nil : variants.0
+        udpVariant = variants.1.isEmpty ? nil : variants.1
+        isTool = hello.flags & UInt32(ALPS_HELLO_TOOL) != 0
+        // A process that came through a doorway made its own pair: its credentials are those of the pair's maker.
+        if pid == 0 { pid = Int32(bitPattern: hello.pid) }
+        greeted = true
+        if !isTool {
+            kernel.log.write(UInt32(ALPS_LOG_DEBUG), nil) { "session \(number): \(program) pid \(pid) uid \(uid)" }
+        }
+        let triples = kernel.protocols.triples
+        var answer = alps_hello_reply()
+        answer.size = UInt32(MemoryLayout<alps_hello_reply>.size)
+        answer.version = UInt32(ALPS_CLIENT_VERSION)
+        answer.instance = server.instance
+        answer.epoch = server.epoch
+        answer.resume_token = kernel.random.next()
+        answer.session = number
+        answer.triples = UInt32(triples.count)
+        withUnsafeMutableBytes(of: &answer.stack) { bytes in
+            for (index, byte) in kernel.name.utf8.prefix(31).enumerated() { bytes[index] = byte }
+        }
+        var bytes = withUnsafeBytes(of: answer) { Array($0) }
+        for triple in triples {
+            let record = alps_protocol_triple(
+                domain: UInt16(triple.domain), type: UInt16(triple.type), protocol: UInt16(triple.protocol),
+                flags: UInt16(truncatingIfNeeded: triple.flags))
+            withUnsafeBytes(of: record) { bytes.append(contentsOf: $0) }
+        }
+        reply(frame, bytes)
+        return true
+    }
+
+    // MARK: Bytes out
+
+    /// Answers a request; `passing` is closed once it has been sent.
+    func reply(_ frame: alps_frame, error: Int32 = 0, _ payload: [UInt8] = [], passing: Int32 = -1) {
+        guard descriptor >= 0 else {
+            if passing >= 0 { close(passing) }
+            return
+        }
+        var header = frame
+        header.kind = UInt16(ALPS_FRAME_REPLY)
+        header.error = error
+        header.length = UInt32(payload.count)
+        output.append(Output(bytes: withUnsafeBytes(of: header) { Array($0) } + payload, descriptor: passing))
+        outputBytes += payload.count
+        flushOutput()
+        if outputBytes > Self.maximumOutput {
+            complain("does not read its replies")
+            end()
+        }
+    }
+
+    private func flushOutput() {
+        while descriptor >= 0, !output.isEmpty {
+            let done = output[0].done
+            let sent = output[0].bytes.withUnsafeBytes {
+                alps_send_with_fd(descriptor, $0.baseAddress! + done, $0.count - done, output[0].descriptor)
+            }
+            guard sent > 0 else {
+                if sent < 0, errno == EAGAIN || errno == EINTR || errno == ETOOMANYREFS {
+                    watch(forRoom: true)
+                } else {
+                    end()
+                }
+                return
+            }
+            if output[0].descriptor >= 0 {
+                close(output[0].descriptor)
+                output[0].descriptor = -1
+            }
+            output[0].done += sent
+            if output[0].done == output[0].bytes.count { outputBytes -= output.removeFirst().bytes.count }
+        }
+        if output.isEmpty {
+            outputBytes = 0
+            watch(forRoom: false)
+        }
+    }
+
+    private func watch(forRoom: Bool) {
+        guard forRoom != waitsForRoom, descriptor >= 0 else { return }
+        waitsForRoom = forRoom
+        kernel.reactor?.modify(
+            descriptor, events: UInt32(EPOLLIN.rawValue) | (forRoom ? UInt32(EPOLLOUT.rawValue) : 0), handler: self)
+    }
+
+    // MARK: Requests that wait
+
+    /// Runs `body` on a fiber, so that it may sleep; a cancel frame, or the end of the session, wakes it with EINTR.
+    func runWaiting(_ frame: alps_frame, name: String, _ body: @escaping () -> Void) {
+        guard pending.count < Self.maximumPending else { return reply(frame, error: EAGAIN) }
+        let id = frame.request_id
+        let fiber = kernel.fibers.spawn(name: name, session: number) { [self] in
+            body()
+            pending[id] = nil
+        }
+        pending[id] = fiber
+    }
+
+    // MARK: The end
+
+    /// Ends the session. Sockets live as long as their pairs: another process may hold them.
+    func end() {
+        guard descriptor >= 0 else { return }
+        kernel.reactor?.remove(descriptor, handler: self)
+        close(descriptor)
+        descriptor = -1
+        for item in output where item.descriptor >= 0 { close(item.descriptor) }
+        output.removeAll()
+        for descriptor in passed { close(descriptor) }
+        passed.removeAll()
+        input.removeAll()
+        for fiber in pending.values { kernel.fibers.cancel(fiber) }
+        files.releaseDead(kernel)
+        server.closed(self)
+    }
+
+    var owner: SocketOwner { SocketOwner(session: number, uid: uid, pid: pid, program: program) }
+}

@@ -6,7 +6,7 @@ let root = Context.packageDirectory
 /// Settings of everything that is loaded into a foreign process or into the host at run time: no Swift runtime, one
 /// optimised unit, and only what the version script names is exported.
 func embedded(_ more: [String] = []) -> [SwiftSetting] {
-    [.enableExperimentalFeature("Embedded"), .unsafeFlags(["-wmo"] + more)]
+    [.enableExperimentalFeature("Embedded"), .unsafeFlags(["-wmo", "-enforce-exclusivity=unchecked"] + more)]
 }
 
 func versionScript(_ path: String) -> [LinkerSetting] {
@@ -50,7 +50,7 @@ let package = Package(
         .target(name: "ShimEntry", dependencies: ["ClientAPI"], path: "Sources/ShimEntry"),
         .target(
             name: "Shim", dependencies: ["ClientAPI", "CLibc", "ShimEntry"], path: "Sources/Shim",
-            exclude: ["exports.map"], swiftSettings: embedded(["-enforce-exclusivity=unchecked"]),
+            exclude: ["exports.map"], swiftSettings: embedded(),
             linkerSettings: versionScript("Sources/Shim/exports.map")),
         // Host side.
         .systemLibrary(name: "CFFI", path: "Sources/CFFI", pkgConfig: "libffi", providers: [.apt(["libffi-dev"])]),

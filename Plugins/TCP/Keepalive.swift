@@ -15,6 +15,13 @@ extension UnsafeMutablePointer where Pointee == Connection {
         socket.pointee.options & ALPS_SO_KEEPALIVE != 0 || instance.isOn(.alwaysKeepAlive)
     }
 
+    /// After a change of the options.
+    func restartKeep() {
+        guard pointee.state.isSynchronized, pointee.keepUse == .idle else { return }
+        let idle = instance.now &- pointee.lastReceived
+        setKeep(after: keepIdle > idle ? keepIdle - idle : 0)
+    }
+
     func keepAliveDue() {
         guard pointee.state.isSynchronized else { return }
         let instance = instance

@@ -76,7 +76,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         if segment.length > 0 {
             acknowledgeNow()
         } else {
-            challengeAck(.receivedDuplicateAck)
+            challengeAck(.receivedUnacceptable)
         }
         return false
     }
@@ -191,7 +191,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
             if segment.length > 0 {
                 acknowledgeNow()
             } else {
-                challengeAck(.receivedDuplicateAck)
+                challengeAck(.receivedUnacceptable)
             }
             return false
         }

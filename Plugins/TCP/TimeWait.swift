@@ -106,7 +106,11 @@ extension UnsafeMutablePointer where Pointee == Instance {
         let conn = lookup(segment.packet)
         guard let conn, UInt32(conn.pointee.kind) == ALPS_CONN_LISTENER, let cookie = conn.pointee.cookie else {
             // Nobody listens: everything stays as it was.
-            if insert(&entry.pointee.conn) != 0 { free(entry) }
+            guard insert(&entry.pointee.conn) == 0 else {
+                unlink(entry)
+                services.free(entry)
+                return
+            }
             return answer(entry, segment, network, isLimited: true)
         }
         unlink(entry)
@@ -201,7 +205,7 @@ extension UnsafeMutablePointer where Pointee == Instance {
         services.disarm(&pointee.timeWaitCallout)
     }
 
-    /// RFC 6191 for a connect of our own: an entry that is old enough and had timestamps makes way. True if it did.
+    /// RFC 6191 for a connect of our own: an entry that is old enough and had timestamps makes way. Nil if none did.
     func reuseTimeWait(_ conn: UnsafeMutablePointer<alps_conn>) -> TimeWaitPredecessor? {
         let cell = services.pcbCell
         guard
@@ -209,7 +213,7 @@ extension UnsafeMutablePointer where Pointee == Instance {
                 cell.instance, conn.pointee.family, Registration.protocol, &conn.pointee.local,
                 conn.pointee.local_port, &conn.pointee.remote, conn.pointee.remote_port, 0),
             UInt32(found.pointee.kind) == ALPS_CONN_TIMEWAIT, let cookie = found.pointee.cookie,
-            found.pointee.owner == conn.pointee.owner || conn.pointee.owner == nil
+            found.pointee.owner == conn.pointee.owner
         else { return nil }
         let entry = cookie.assumingMemoryBound(to: TimeWait.self)
         guard entry.pointee.hasTimestamps, now &- entry.pointee.since >= UInt64(ALPS_NSEC_PER_SEC) else { return nil }

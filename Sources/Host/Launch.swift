@@ -35,7 +35,8 @@ struct Launch {
         execvp(arguments[0]!, &arguments)
         let error = errno
         throw LaunchError(
-            message: "cannot run \(command[0]): \(String(cString: strerror(error)))", status: error == ENOENT ? 127 : 126)
+            message: "cannot run \(command[0]): \(String(cString: strerror(error)))",
+            status: error == ENOENT ? 127 : 126)
     }
 
     /// True for "10.0.0.0/8" and "10.1.2.3".
@@ -56,7 +57,8 @@ struct Launch {
     private func shimPath() throws -> String {
         var buffer = [CChar](repeating: 0, count: 4096)
         let length = readlink("/proc/self/exe", &buffer, buffer.count - 1)
-        let executable = length > 0 ? String(decoding: buffer[..<length].map(UInt8.init(bitPattern:)), as: UTF8.self) : ""
+        let executable =
+            length > 0 ? String(decoding: buffer[..<length].map(UInt8.init(bitPattern:)), as: UTF8.self) : ""
         let directory = executable.lastIndex(of: "/").map { String(executable[..<$0]) } ?? "."
         let candidates = ["\(directory)/libalps-shim.so", "\(directory)/../lib/alps/libalps-shim.so"]
         for candidate in candidates {
@@ -65,11 +67,13 @@ struct Launch {
             let path = String(cString: resolved)
             // The dynamic loader splits LD_PRELOAD at both.
             guard !path.contains(" "), !path.contains(":") else {
-                throw LaunchError(message: "the path \(path) holds a space or a colon, which LD_PRELOAD cannot carry", status: 1)
+                throw LaunchError(
+                    message: "the path \(path) holds a space or a colon, which LD_PRELOAD cannot carry", status: 1)
             }
             return path
         }
-        throw LaunchError(message: "cannot find libalps-shim.so: looked for \(candidates.joined(separator: " and "))", status: 1)
+        throw LaunchError(
+            message: "cannot find libalps-shim.so: looked for \(candidates.joined(separator: " and "))", status: 1)
     }
 
     // MARK: - the stack
@@ -102,7 +106,9 @@ struct Launch {
     private var paths: [String] {
         if let socket { return [socket] }
         var found = ["/run/alps/\(stack).sock"]
-        if let directory = getenv("XDG_RUNTIME_DIR") { found.append("\(String(cString: directory))/alps/\(stack).sock") }
+        if let directory = getenv("XDG_RUNTIME_DIR") {
+            found.append("\(String(cString: directory))/alps/\(stack).sock")
+        }
         return found
     }
 

@@ -31,6 +31,11 @@ struct RunCommand: ParsableCommand {
     var command: [String] = []
 
     func validate() throws {
+        // Everything from the first word that is none of our options is the program's, a misspelt option included.
+        if let first = command.first, first.hasPrefix("-"), first != "--" {
+            if first == "--help" || first == "-h" { throw CleanExit.helpRequest(self) }
+            throw ValidationError("unknown option \(first)")
+        }
         guard !program.isEmpty else { throw ValidationError("no program to run: alps run -- COMMAND ...") }
         for range in bypass where !Launch.isRange(range) {
             throw ValidationError("--bypass \(range): not an IPv4 address range such as 10.0.0.0/8")

@@ -50,7 +50,7 @@ func setUp() {
     findRealFunctions()
     let socketPath = variable("ALPS_SOCKET")
     let doorway = variable("ALPS_DOORWAY")
-    if (socketPath != nil || doorway != nil), mapFileTable() {
+    if socketPath != nil || doorway != nil, mapFileTable() {
         activation.library = alps_shim_path()
         var text = variableTextArea()
         activation.socketVariable = keep("ALPS_SOCKET", socketPath, &text)

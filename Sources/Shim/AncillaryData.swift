@@ -23,7 +23,8 @@ private func giveAncillaryData(
     let asked = found.pointee.ancillary
     var used = 0
     if asked & Entry.timestampNanoseconds != 0 {
-        var time = timespec(tv_sec: Int(header.timestamp / 1_000_000_000), tv_nsec: Int(header.timestamp % 1_000_000_000))
+        var time = timespec(
+            tv_sec: Int(header.timestamp / 1_000_000_000), tv_nsec: Int(header.timestamp % 1_000_000_000))
         append(message, &used, SOL_SOCKET, SO_TIMESTAMPNS, &time, MemoryLayout<timespec>.size)
     } else if asked & Entry.timestamp != 0 {
         var time = timeval(
@@ -55,7 +56,7 @@ private func learnAncillary(_ found: EntryPointer) {
         var request = alps_sockopt_request(level: level, name: name, length: 4, reserved: 0)
         var value: Int32 = 0
         let reply = ask(
-            ALPS_OP_GETSOCKOPT, found.pointee.handle, &request, MemoryLayout<alps_sockopt_request>.size, into: &value, 4)
+            ALPS_OP_GETSOCKOPT, about: found, &request, MemoryLayout<alps_sockopt_request>.size, into: &value, 4)
         return reply.error == 0 && value != 0
     }
     if isSet(Int32(IPPROTO_IP), IP_PKTINFO) { asked |= Entry.packetInfo }
@@ -73,7 +74,9 @@ func noteAncillary(_ found: EntryPointer, _ level: Int32, _ name: Int32, on: Boo
     if level == SOL_SOCKET {
         bit = name == SO_TIMESTAMP ? Entry.timestamp : name == SO_TIMESTAMPNS ? Entry.timestampNanoseconds : 0
     } else if level == Int32(IPPROTO_IP) {
-        bit = name == IP_PKTINFO ? Entry.packetInfo : name == IP_RECVTTL ? Entry.timeToLive : name == IP_RECVTOS ? Entry.typeOfService : 0
+        bit =
+            name == IP_PKTINFO
+            ? Entry.packetInfo : name == IP_RECVTTL ? Entry.timeToLive : name == IP_RECVTOS ? Entry.typeOfService : 0
     } else {
         bit = 0
     }

@@ -188,7 +188,8 @@ private func put(_ new: Int32, at descriptor: Int32) -> Bool {
 private func copyTimeout(_ name: Int32, from old: Int32, to new: Int32) {
     var value = timeval()
     var length = socklen_t(MemoryLayout<timeval>.size)
-    guard alps_sys_getsockopt(old, SOL_SOCKET, name, &value, &length) == 0, value.tv_sec != 0 || value.tv_usec != 0 else {
+    guard alps_sys_getsockopt(old, SOL_SOCKET, name, &value, &length) == 0, value.tv_sec != 0 || value.tv_usec != 0
+    else {
         return
     }
     _ = alps_sys_setsockopt(new, SOL_SOCKET, name, &value, UInt32(MemoryLayout<timeval>.size))

@@ -42,7 +42,7 @@ private func connectStream(_ descriptor: Int32, _ found: EntryPointer, _ target:
     if first { found.pointee.kind = .stream }
 
     let reply = ask(
-        ALPS_OP_CONNECT, found.pointee.handle, &request, MemoryLayout<alps_connect_request>.size, interruptible: waits)
+        ALPS_OP_CONNECT, about: found, &request, MemoryLayout<alps_connect_request>.size, interruptible: waits)
     let wasConnecting = found.pointee.state & Entry.connecting != 0
     switch reply.error {
     case 0:
@@ -116,7 +116,7 @@ private func sendRepeated(_ descriptor: Int32, _ page: UnsafeMutableRawBufferPoi
 
 private func connectDatagram(_ descriptor: Int32, _ found: EntryPointer, _ target: Endpoint) -> Int32 {
     var request = alps_connect_request(address: clientAddress(target), flags: 0, plug_bytes: 0)
-    let reply = ask(ALPS_OP_CONNECT, found.pointee.handle, &request, MemoryLayout<alps_connect_request>.size)
+    let reply = ask(ALPS_OP_CONNECT, about: found, &request, MemoryLayout<alps_connect_request>.size)
     guard reply.error == 0 else { return fail(controlError(reply.error)) }
     found.pointee.kind = .connectedDatagram
     found.pointee.peerAddress = target.address
@@ -126,7 +126,7 @@ private func connectDatagram(_ descriptor: Int32, _ found: EntryPointer, _ targe
 }
 
 private func unconnect(_ descriptor: Int32, _ found: EntryPointer) -> Int32 {
-    let reply = ask(ALPS_OP_UNCONNECT, found.pointee.handle)
+    let reply = ask(ALPS_OP_UNCONNECT, about: found)
     guard reply.error == 0 else { return fail(controlError(reply.error)) }
     found.pointee.kind = .datagram
     found.pointee.peerAddress = 0

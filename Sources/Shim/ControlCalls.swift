@@ -12,7 +12,8 @@ public func shimIoctl(_ descriptor: Int32, _ command: UInt, _ argument: UnsafeMu
     case alps_FIONREAD:
         // What lies in a stream's pair is what a read would bring.
         return found.pointee.isDatagram
-            ? nextDatagramSize(descriptor, found, argument) : real.ioctl.unsafelyUnwrapped(descriptor, command, argument)
+            ? nextDatagramSize(descriptor, found, argument)
+            : real.ioctl.unsafelyUnwrapped(descriptor, command, argument)
     case UInt(SIOCGIFCONF): return interfaceConfiguration(argument)
     case UInt(SIOCADDRT), UInt(SIOCDELRT): return changeRoute(command, found.pointee.handle, argument)
     case UInt(SIOCSPGRP), UInt(FIOSETOWN), UInt(SIOCGPGRP), UInt(FIOGETOWN):
@@ -22,7 +23,7 @@ public func shimIoctl(_ descriptor: Int32, _ command: UInt, _ argument: UnsafeMu
         guard let argument else { return fail(EFAULT) }
         var request = alps_ioctl_request(command: UInt64(command), length: UInt32(size), reserved: 0)
         let reply = ask(
-            ALPS_OP_IOCTL, found.pointee.handle, &request, MemoryLayout<alps_ioctl_request>.size, tail: argument, size,
+            ALPS_OP_IOCTL, about: found, &request, MemoryLayout<alps_ioctl_request>.size, tail: argument, size,
             into: argument, size)
         return result(reply)
     }

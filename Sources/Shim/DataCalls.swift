@@ -125,7 +125,8 @@ public func shimRecvfrom(
         guard becameConnected(descriptor) else { return fail(ENOTCONN) }
         return real.recvfrom.unsafelyUnwrapped(descriptor, buffer, count, flags, nil, nil)
     case .listener: return fail(ENOTCONN)
-    case .hidden: return isHidden(descriptor) ? fail(EBADF) : shimRecvfrom(descriptor, buffer, count, flags, address, length)
+    case .hidden:
+        return isHidden(descriptor) ? fail(EBADF) : shimRecvfrom(descriptor, buffer, count, flags, address, length)
     }
 }
 
@@ -216,7 +217,7 @@ private func receiveSpecial(
     guard let found = stackSocket(descriptor) else { return fail(EBADF) }
     var request = UInt32(bitPattern: flags & Int32(MSG_PEEK))
     var byte: UInt8 = 0
-    let reply = ask(ALPS_OP_RECV_OOB, found.pointee.handle, &request, 4, into: &byte, 1)
+    let reply = ask(ALPS_OP_RECV_OOB, about: found, &request, 4, into: &byte, 1)
     guard reply.error == 0 else { return fail(reply.error == hostGone ? ECONNRESET : reply.error) }
     guard reply.length > 0, count > 0, let buffer else { return 0 }
     buffer.storeBytes(of: byte, as: UInt8.self)
@@ -317,7 +318,8 @@ public func shimSendto(
         guard becameConnected(descriptor) else { return brokenPipe(flags) }
         return real.sendto.unsafelyUnwrapped(descriptor, buffer, count, flags, nil, 0)
     case .listener: return brokenPipe(flags)
-    case .hidden: return isHidden(descriptor) ? fail(EBADF) : shimSendto(descriptor, buffer, count, flags, address, length)
+    case .hidden:
+        return isHidden(descriptor) ? fail(EBADF) : shimSendto(descriptor, buffer, count, flags, address, length)
     }
 }
 
@@ -391,7 +393,7 @@ private func sendUrgent(_ descriptor: Int32, _ buffer: UnsafeRawPointer?, _ coun
         guard sent >= 0 else { return finishWrite(descriptor) }
         guard sent == count - 1 else { return sent }
     }
-    let reply = ask(ALPS_OP_SEND_OOB, found.pointee.handle, buffer + count - 1, 1)
+    let reply = ask(ALPS_OP_SEND_OOB, about: found, buffer + count - 1, 1)
     guard reply.error == 0 else {
         return count > 1 ? count - 1 : fail(reply.error == hostGone ? ECONNRESET : reply.error)
     }

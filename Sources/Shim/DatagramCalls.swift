@@ -107,7 +107,7 @@ private func takeEvent(
     }
     var event = alps_datagram_event()
     let reply = ask(
-        ALPS_OP_TAKE_EVENT, found.pointee.handle, into: &event, MemoryLayout<alps_datagram_event>.size)
+        ALPS_OP_TAKE_EVENT, about: found, into: &event, MemoryLayout<alps_datagram_event>.size)
     if reply.error == hostGone { return .result(fail(ENETDOWN)) }
     // Taken by another thread or process that asked first.
     if reply.error != 0 { return .nothing }

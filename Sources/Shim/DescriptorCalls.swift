@@ -14,7 +14,7 @@ public func shimClose(_ descriptor: Int32) -> Int32 {
         if isHidden(descriptor) { return fail(EBADF) }
     default:
         if let found = entry(of: descriptor), found.pointee.state & Entry.dead != 0, !activation.confined {
-            _ = ask(ALPS_OP_FORGET, found.pointee.handle)
+            _ = ask(ALPS_OP_FORGET, about: found)
         }
     }
     // Before the number is free for another thread.

@@ -87,7 +87,8 @@ func mapFileTable() -> Bool {
 /// Memory behind the table, for the copies of environment variables.
 func variableTextArea() -> UnsafeMutableBufferPointer<CChar> {
     guard let entries = fileTable.entries else { return UnsafeMutableBufferPointer(start: nil, count: 0) }
-    let start = UnsafeMutableRawPointer(entries + Int(fileTable.count)).bindMemory(to: CChar.self, capacity: textAreaBytes)
+    let start = UnsafeMutableRawPointer(entries + Int(fileTable.count)).bindMemory(
+        to: CChar.self, capacity: textAreaBytes)
     return UnsafeMutableBufferPointer(start: start, count: textAreaBytes)
 }
 
@@ -221,7 +222,8 @@ func probe(_ descriptor: Int32) -> EntryPointer? {
         return nil
     }
     var info = alps_socket_info()
-    let reply = ask(ALPS_OP_ATTACH, handle, into: &info, MemoryLayout<alps_socket_info>.size)
+    let reply = ask(
+        ALPS_OP_ATTACH, handle, into: &info, MemoryLayout<alps_socket_info>.size, passing: descriptor)
     if reply.error != 0 || reply.length < MemoryLayout<alps_socket_info>.size {
         // The host is gone or knows it no more: calls on it will say so.
         var type: Int32 = 0
@@ -245,7 +247,9 @@ func refresh(_ descriptor: Int32) -> EntryPointer? {
 private func peerHandle(_ descriptor: Int32) -> UInt64 {
     var name = sockaddr_un()
     var length = socklen_t(MemoryLayout<sockaddr_un>.size)
-    guard alps_sys_getpeername(descriptor, &name, &length) == 0, name.sun_family == sa_family_t(AF_UNIX) else { return 0 }
+    guard alps_sys_getpeername(descriptor, &name, &length) == 0, name.sun_family == sa_family_t(AF_UNIX) else {
+        return 0
+    }
     alps_set_errno(0)
     let start = 2  // sun_path
     guard Int(length) >= start + 1 + 5 + 1 + 16, Int(length) <= MemoryLayout<sockaddr_un>.size else { return 0 }

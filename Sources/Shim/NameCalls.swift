@@ -164,7 +164,8 @@ public func shimGethostbyname2(_ name: UnsafePointer<CChar>?, _ family: Int32) -
 @c(gethostbyname_r)
 public func shimGethostbynameR(
     _ name: UnsafePointer<CChar>?, _ entry: UnsafeMutablePointer<hostent>?, _ buffer: UnsafeMutablePointer<CChar>?,
-    _ capacity: Int, _ answer: UnsafeMutablePointer<UnsafeMutablePointer<hostent>?>?, _ error: UnsafeMutablePointer<Int32>?
+    _ capacity: Int, _ answer: UnsafeMutablePointer<UnsafeMutablePointer<hostent>?>?,
+    _ error: UnsafeMutablePointer<Int32>?
 ) -> Int32 {
     shimGethostbyname2R(name, AF_INET, entry, buffer, capacity, answer, error)
 }
@@ -195,7 +196,8 @@ private func isNumeric(_ name: UnsafePointer<CChar>) -> Bool {
     var address = (UInt64(0), UInt64(0))
     return withUnsafeMutableBytes(of: &address) {
         let pointer = $0.baseAddress.unsafelyUnwrapped
-        return inet_aton(name, pointer.assumingMemoryBound(to: in_addr.self)) != 0 || inet_pton(AF_INET6, name, pointer) == 1
+        return inet_aton(name, pointer.assumingMemoryBound(to: in_addr.self)) != 0
+            || inet_pton(AF_INET6, name, pointer) == 1
     }
 }
 
@@ -214,7 +216,8 @@ private func fill(
         let start = (UnsafeMutableRawPointer(buffer) + 7).alignedDown(to: 8)
         let pointers = count + 1 + 2
         let needed =
-            (start - UnsafeMutableRawPointer(buffer)) + pointers * 8 + count * 16 + strlen(official) + 1 + strlen(name) + 1
+            (start - UnsafeMutableRawPointer(buffer)) + pointers * 8 + count * 16 + strlen(official) + 1 + strlen(name)
+            + 1
         guard needed <= capacity else {
             error?.pointee = -1  // NETDB_INTERNAL
             return ERANGE
@@ -223,7 +226,9 @@ private func fill(
         let aliases = list + count + 1
         var next = (start + pointers * 8).assumingMemoryBound(to: CChar.self)
         for index in 0..<count {
-            withUnsafeBytes(of: &host.addresses) { _ = memcpy(next, $0.baseAddress.unsafelyUnwrapped + index * 16, size) }
+            withUnsafeBytes(of: &host.addresses) {
+                _ = memcpy(next, $0.baseAddress.unsafelyUnwrapped + index * 16, size)
+            }
             list[index] = next
             next += 16
         }
@@ -286,7 +291,8 @@ public func shimGethostbyaddrR(
     _ answer: UnsafeMutablePointer<UnsafeMutablePointer<hostent>?>?, _ error: UnsafeMutablePointer<Int32>?
 ) -> Int32 {
     ensureReady()
-    guard activation.active, let address, let entry, let buffer, let answer, family == AF_INET, length == 4, hasResolver()
+    guard activation.active, let address, let entry, let buffer, let answer, family == AF_INET, length == 4,
+        hasResolver()
     else {
         return real.gethostbyaddr_r.unsafelyUnwrapped(
             address, length, family, entry, buffer, capacity, answer, error)

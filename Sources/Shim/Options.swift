@@ -16,7 +16,7 @@ public func shimGetsockopt(
     }
     var request = alps_sockopt_request(level: level, name: name, length: length.pointee, reserved: 0)
     let reply = ask(
-        ALPS_OP_GETSOCKOPT, found.pointee.handle, &request, MemoryLayout<alps_sockopt_request>.size, into: value,
+        ALPS_OP_GETSOCKOPT, about: found, &request, MemoryLayout<alps_sockopt_request>.size, into: value,
         Int(length.pointee))
     if level == SOL_SOCKET, name == SO_ERROR {
         // The pair has an error of its own, which poll() would go on to report.
@@ -64,12 +64,14 @@ public func shimSetsockopt(
     }
     var request = alps_sockopt_request(level: level, name: name, length: length, reserved: 0)
     let reply = ask(
-        ALPS_OP_SETSOCKOPT, found.pointee.handle, &request, MemoryLayout<alps_sockopt_request>.size, tail: value,
+        ALPS_OP_SETSOCKOPT, about: found, &request, MemoryLayout<alps_sockopt_request>.size, tail: value,
         Int(length))
     if level == SOL_SOCKET, isPairOption(name) { return 0 }
     guard reply.error == 0 else { return fail(controlError(reply.error)) }
     if level == SOL_SOCKET, name == SO_RCVBUF || name == SO_SNDBUF { found.pointee.state |= Entry.buffersSet }
-    let on = value.map { length >= 4 ? $0.loadUnaligned(as: Int32.self) != 0 : length > 0 && $0.loadUnaligned(as: UInt8.self) != 0 }
+    let on = value.map {
+        length >= 4 ? $0.loadUnaligned(as: Int32.self) != 0 : length > 0 && $0.loadUnaligned(as: UInt8.self) != 0
+    }
     noteAncillary(found, level, name, on: on ?? false)
     return 0
 }

@@ -9,7 +9,7 @@ func trueError(_ found: EntryPointer, fallback: Int32) -> Int32 {
     var request = alps_sockopt_request(level: SOL_SOCKET, name: SO_ERROR, length: 4, reserved: 0)
     var error: Int32 = 0
     let reply = ask(
-        ALPS_OP_GETSOCKOPT, found.pointee.handle, &request, MemoryLayout<alps_sockopt_request>.size, into: &error, 4)
+        ALPS_OP_GETSOCKOPT, about: found, &request, MemoryLayout<alps_sockopt_request>.size, into: &error, 4)
     if reply.error == 0 {
         if error != 0 { found.pointee.state |= Entry.dead }
         return error != 0 ? error : fallback
@@ -61,7 +61,7 @@ func becameConnected(_ descriptor: Int32) -> Bool {
     guard found.pointee.kind == .freshStream else { return true }
     var answer = alps_client_sockaddr()
     let reply = ask(
-        ALPS_OP_GETPEERNAME, found.pointee.handle, into: &answer, MemoryLayout<alps_client_sockaddr>.size)
+        ALPS_OP_GETPEERNAME, about: found, into: &answer, MemoryLayout<alps_client_sockaddr>.size)
     guard reply.error == 0 else { return false }
     found.pointee.kind = .stream
     return true

@@ -10,9 +10,15 @@ struct RealFunctions {
     var write: (@convention(c) (Int32, UnsafeRawPointer?, Int) -> Int)? = nil
     var readv: (@convention(c) (Int32, UnsafePointer<iovec>?, Int32) -> Int)? = nil
     var writev: (@convention(c) (Int32, UnsafePointer<iovec>?, Int32) -> Int)? = nil
-    var recvfrom: (@convention(c) (Int32, UnsafeMutableRawPointer?, Int, Int32, UnsafeMutableRawPointer?, SocketLength?) -> Int)? = nil
+    var recvfrom:
+        (@convention(c) (Int32, UnsafeMutableRawPointer?, Int, Int32, UnsafeMutableRawPointer?, SocketLength?) -> Int)? =
+            nil
     var recvmsg: (@convention(c) (Int32, UnsafeMutablePointer<msghdr>?, Int32) -> Int)? = nil
-    var recvmmsg: (@convention(c) (Int32, UnsafeMutablePointer<mmsghdr>?, UInt32, Int32, UnsafeMutablePointer<timespec>?) -> Int32)? = nil
+    var recvmmsg:
+        (
+            @convention(c) (Int32, UnsafeMutablePointer<mmsghdr>?, UInt32, Int32, UnsafeMutablePointer<timespec>?) ->
+                Int32
+        )? = nil
     var sendto: (@convention(c) (Int32, UnsafeRawPointer?, Int, Int32, UnsafeRawPointer?, socklen_t) -> Int)? = nil
     var sendmsg: (@convention(c) (Int32, UnsafePointer<msghdr>?, Int32) -> Int)? = nil
     var sendmmsg: (@convention(c) (Int32, UnsafeMutablePointer<mmsghdr>?, UInt32, Int32) -> Int32)? = nil
@@ -38,11 +44,35 @@ struct RealFunctions {
     var dup2: (@convention(c) (Int32, Int32) -> Int32)? = nil
     var dup3: (@convention(c) (Int32, Int32, Int32) -> Int32)? = nil
 
-    var getaddrinfo: (@convention(c) (UnsafePointer<CChar>?, UnsafePointer<CChar>?, UnsafePointer<addrinfo>?, UnsafeMutablePointer<UnsafeMutablePointer<addrinfo>?>?) -> Int32)? = nil
+    var getaddrinfo:
+        (
+            @convention(c) (
+                UnsafePointer<CChar>?, UnsafePointer<CChar>?, UnsafePointer<addrinfo>?,
+                UnsafeMutablePointer<UnsafeMutablePointer<addrinfo>?>?
+            ) -> Int32
+        )? = nil
     var freeaddrinfo: (@convention(c) (UnsafeMutablePointer<addrinfo>?) -> Void)? = nil
-    var getnameinfo: (@convention(c) (UnsafeRawPointer?, socklen_t, UnsafeMutablePointer<CChar>?, socklen_t, UnsafeMutablePointer<CChar>?, socklen_t, Int32) -> Int32)? = nil
-    var gethostbyname2_r: (@convention(c) (UnsafePointer<CChar>?, Int32, UnsafeMutablePointer<hostent>?, UnsafeMutablePointer<CChar>?, Int, UnsafeMutablePointer<UnsafeMutablePointer<hostent>?>?, UnsafeMutablePointer<Int32>?) -> Int32)? = nil
-    var gethostbyaddr_r: (@convention(c) (UnsafeRawPointer?, socklen_t, Int32, UnsafeMutablePointer<hostent>?, UnsafeMutablePointer<CChar>?, Int, UnsafeMutablePointer<UnsafeMutablePointer<hostent>?>?, UnsafeMutablePointer<Int32>?) -> Int32)? = nil
+    var getnameinfo:
+        (
+            @convention(c) (
+                UnsafeRawPointer?, socklen_t, UnsafeMutablePointer<CChar>?, socklen_t, UnsafeMutablePointer<CChar>?,
+                socklen_t, Int32
+            ) -> Int32
+        )? = nil
+    var gethostbyname2_r:
+        (
+            @convention(c) (
+                UnsafePointer<CChar>?, Int32, UnsafeMutablePointer<hostent>?, UnsafeMutablePointer<CChar>?, Int,
+                UnsafeMutablePointer<UnsafeMutablePointer<hostent>?>?, UnsafeMutablePointer<Int32>?
+            ) -> Int32
+        )? = nil
+    var gethostbyaddr_r:
+        (
+            @convention(c) (
+                UnsafeRawPointer?, socklen_t, Int32, UnsafeMutablePointer<hostent>?, UnsafeMutablePointer<CChar>?, Int,
+                UnsafeMutablePointer<UnsafeMutablePointer<hostent>?>?, UnsafeMutablePointer<Int32>?
+            ) -> Int32
+        )? = nil
     var getifaddrs: (@convention(c) (UnsafeMutablePointer<UnsafeMutablePointer<ifaddrs>?>?) -> Int32)? = nil
     var freeifaddrs: (@convention(c) (UnsafeMutablePointer<ifaddrs>?) -> Void)? = nil
     var if_nametoindex: (@convention(c) (UnsafePointer<CChar>?) -> UInt32)? = nil
@@ -54,8 +84,20 @@ struct RealFunctions {
 
     var execve: (@convention(c) (UnsafePointer<CChar>?, StringVector?, StringVector?) -> Int32)? = nil
     var execvpe: (@convention(c) (UnsafePointer<CChar>?, StringVector?, StringVector?) -> Int32)? = nil
-    var posix_spawn: (@convention(c) (UnsafeMutablePointer<pid_t>?, UnsafePointer<CChar>?, UnsafeRawPointer?, UnsafeRawPointer?, StringVector?, StringVector?) -> Int32)? = nil
-    var posix_spawnp: (@convention(c) (UnsafeMutablePointer<pid_t>?, UnsafePointer<CChar>?, UnsafeRawPointer?, UnsafeRawPointer?, StringVector?, StringVector?) -> Int32)? = nil
+    var posix_spawn:
+        (
+            @convention(c) (
+                UnsafeMutablePointer<pid_t>?, UnsafePointer<CChar>?, UnsafeRawPointer?, UnsafeRawPointer?,
+                StringVector?, StringVector?
+            ) -> Int32
+        )? = nil
+    var posix_spawnp:
+        (
+            @convention(c) (
+                UnsafeMutablePointer<pid_t>?, UnsafePointer<CChar>?, UnsafeRawPointer?, UnsafeRawPointer?,
+                StringVector?, StringVector?
+            ) -> Int32
+        )? = nil
 }
 
 nonisolated(unsafe) var real = RealFunctions()

@@ -11,11 +11,29 @@ private struct AddressResolver {
     var tried = false
     var initialise: (@convention(c) (UnsafeMutablePointer<OpaquePointer?>) -> Int32)? = nil
     var destroy: (@convention(c) (OpaquePointer) -> Void)? = nil
-    var addresses: (@convention(c) (OpaquePointer, UnsafePointer<CChar>, UnsafePointer<CChar>?, UnsafePointer<alps_ares_hints>, @convention(c) (UnsafeMutableRawPointer?, Int32, Int32, UnsafeMutablePointer<alps_ares_result>?) -> Void, UnsafeMutableRawPointer?) -> Void)? = nil
+    var addresses:
+        (
+            @convention(c) (
+                OpaquePointer, UnsafePointer<CChar>, UnsafePointer<CChar>?, UnsafePointer<alps_ares_hints>,
+                @convention(c) (UnsafeMutableRawPointer?, Int32, Int32, UnsafeMutablePointer<alps_ares_result>?) -> Void,
+                UnsafeMutableRawPointer?
+            ) -> Void
+        )? = nil
     var freeAddresses: (@convention(c) (UnsafeMutablePointer<alps_ares_result>) -> Void)? = nil
-    var name: (@convention(c) (OpaquePointer, UnsafeRawPointer, Int32, Int32, @convention(c) (UnsafeMutableRawPointer?, Int32, Int32, UnsafeMutablePointer<hostent>?) -> Void, UnsafeMutableRawPointer?) -> Void)? = nil
+    var name:
+        (
+            @convention(c) (
+                OpaquePointer, UnsafeRawPointer, Int32, Int32,
+                @convention(c) (UnsafeMutableRawPointer?, Int32, Int32, UnsafeMutablePointer<hostent>?) -> Void,
+                UnsafeMutableRawPointer?
+            ) -> Void
+        )? = nil
     var sockets: (@convention(c) (OpaquePointer, UnsafeMutablePointer<Int32>, Int32) -> Int32)? = nil
-    var timeout: (@convention(c) (OpaquePointer, UnsafeMutablePointer<timeval>?, UnsafeMutablePointer<timeval>) -> UnsafeMutablePointer<timeval>?)? = nil
+    var timeout:
+        (
+            @convention(c) (OpaquePointer, UnsafeMutablePointer<timeval>?, UnsafeMutablePointer<timeval>) ->
+                UnsafeMutablePointer<timeval>?
+        )? = nil
     var process: (@convention(c) (OpaquePointer, Int32, Int32) -> Void)? = nil
 }
 
@@ -71,7 +89,8 @@ func lookUp(_ name: UnsafePointer<CChar>, _ family: Int32, _ host: inout FoundHo
     host.family = family
     return run(&host) { channel, argument in
         // No sorting (1 << 7): that would probe each address with a socket.
-        var hints = alps_ares_hints(flags: 1 << 7 | 1, family: family, socktype: Int32(SOCK_STREAM.rawValue), protocol: 0)
+        var hints = alps_ares_hints(
+            flags: 1 << 7 | 1, family: family, socktype: Int32(SOCK_STREAM.rawValue), protocol: 0)
         resolver.addresses.unsafelyUnwrapped(channel, name, nil, &hints, alpsShimAddressesFound, argument)
     }
 }

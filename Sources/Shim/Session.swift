@@ -70,7 +70,7 @@ func controlError(_ error: Int32) -> Int32 { error == hostGone ? ENETDOWN : erro
 func ask(
     _ operation: UInt32, _ handle: UInt64, _ payload: UnsafeRawPointer? = nil, _ payloadLength: Int = 0,
     tail: UnsafeRawPointer? = nil, _ tailLength: Int = 0, into buffer: UnsafeMutableRawPointer? = nil,
-    _ capacity: Int = 0, interruptible: Bool = false
+    _ capacity: Int = 0, interruptible: Bool = false, passing passed: Int32 = -1
 ) -> Reply {
     let error = alps_errno()
     var mask = sigset_t()
@@ -86,7 +86,7 @@ func ask(
         pending.pointee.capacity = capacity
         pending.pointee.buffer = capacity > PendingRequest.smallCapacity ? buffer : nil
         let generation = session.generation
-        if !sendFrame(ALPS_FRAME_REQUEST, operation, handle, id, payload, payloadLength, tail, tailLength) {
+        if !sendFrame(ALPS_FRAME_REQUEST, operation, handle, id, payload, payloadLength, tail, tailLength, passed) {
             failSession()
         }
         alps_shim_unlock()
@@ -106,6 +106,26 @@ func ask(
     alps_restore_signals(&mask)
     alps_set_errno(error)
     return reply
+}
+
+/// Asks about a socket. A process of another user than the one that made the socket (a server that gave up its
+/// privileges) has to prove first that it holds it.
+func ask(
+    _ operation: UInt32, about found: EntryPointer, _ payload: UnsafeRawPointer? = nil, _ payloadLength: Int = 0,
+    tail: UnsafeRawPointer? = nil, _ tailLength: Int = 0, into buffer: UnsafeMutableRawPointer? = nil,
+    _ capacity: Int = 0, interruptible: Bool = false
+) -> Reply {
+    let handle = found.pointee.handle
+    let reply = ask(
+        operation, handle, payload, payloadLength, tail: tail, tailLength, into: buffer, capacity,
+        interruptible: interruptible)
+    guard reply.error == EBADF, let entries = fileTable.entries else { return reply }
+    let descriptor = Int32(found - entries)
+    guard cookie(of: descriptor) == found.pointee.cookie, ask(ALPS_OP_ATTACH, handle, passing: descriptor).error == 0
+    else { return reply }
+    return ask(
+        operation, handle, payload, payloadLength, tail: tail, tailLength, into: buffer, capacity,
+        interruptible: interruptible)
 }
 
 /// True if the host has protocols of that domain. Opens a session if there is none.
@@ -168,7 +188,9 @@ private func releaseAbandoned(_ thread: UInt, _ frame: UInt) {
     var each = session.waiting
     while let current = each {
         each = current.pointee.next
-        guard current.pointee.thread == thread, current.pointee.frame <= frame, alps_on_signal_stack() == 0 else { continue }
+        guard current.pointee.thread == thread, current.pointee.frame <= frame, alps_on_signal_stack() == 0 else {
+            continue
+        }
         unlink(current)
         if session.reader == current { session.reader = nil }
         if current.pointee.descriptor >= 0 { _ = alps_sys_close(current.pointee.descriptor) }
@@ -292,7 +314,7 @@ private func wake(_ pending: UnsafeMutablePointer<PendingRequest>) {
 
 func sendFrame(
     _ kind: UInt32, _ operation: UInt32, _ handle: UInt64, _ id: UInt64, _ payload: UnsafeRawPointer?,
-    _ payloadLength: Int, _ tail: UnsafeRawPointer?, _ tailLength: Int
+    _ payloadLength: Int, _ tail: UnsafeRawPointer?, _ tailLength: Int, _ passed: Int32 = -1
 ) -> Bool {
     var frame = alps_frame(
         magic: ALPS_FRAME_MAGIC, length: UInt32(payloadLength + tailLength), kind: UInt16(kind), op: UInt16(operation),
@@ -307,9 +329,19 @@ func sendFrame(
             var message = msghdr()
             message.msg_iov = vector
             message.msg_iovlen = 3
+            var control = [3 of UInt64](repeating: 0)
             var left = frame.count + payloadLength + tailLength
             while left > 0 {
-                let sent = alps_sys_sendmsg(session.descriptor, &message, Int32(MSG_NOSIGNAL))
+                let sent = withUnsafeMutableBytes(of: &control) {
+                    // A descriptor goes with the first byte.
+                    if passed >= 0, left == frame.count + payloadLength + tailLength {
+                        putDescriptor(passed, $0.baseAddress.unsafelyUnwrapped, &message)
+                    } else {
+                        message.msg_control = nil
+                        message.msg_controllen = 0
+                    }
+                    return alps_sys_sendmsg(session.descriptor, &message, Int32(MSG_NOSIGNAL))
+                }
                 guard sent >= 0 else { return false }
                 left -= sent
                 var skip = sent
@@ -336,10 +368,9 @@ private func readFrame(_ descriptor: Int32) -> Bool {
     alps_shim_lock()
     var target = session.waiting
     while let each = target, each.pointee.id != frame.request_id { target = each.pointee.next }
-
     alps_shim_unlock()
 
-    // Who waits stays where it is until `finished`, so its buffer can be filled without the lock.
+    // A slot stays where it is until `finished`, so its buffer can be filled without the lock.
     var left = Int(frame.length)
     var alive = true
     if let target {
@@ -357,7 +388,9 @@ private func readFrame(_ descriptor: Int32) -> Bool {
     var scrap = [256 of UInt8](repeating: 0)
     while alive, left > 0 {
         let step = min(left, 256)
-        alive = withUnsafeMutableBytes(of: &scrap) { receive(descriptor, $0.baseAddress.unsafelyUnwrapped, step, &passed) }
+        alive = withUnsafeMutableBytes(of: &scrap) {
+            receive(descriptor, $0.baseAddress.unsafelyUnwrapped, step, &passed)
+        }
         left -= step
     }
     guard alive, let target, UInt32(frame.kind) == ALPS_FRAME_REPLY else {
@@ -400,7 +433,9 @@ func receive(_ descriptor: Int32, _ buffer: UnsafeMutableRawPointer, _ count: In
 
 /// The descriptor that came as the first control message.
 func passedDescriptor(_ message: msghdr) -> Int32? {
-    guard let control = message.msg_control, message.msg_controllen >= MemoryLayout<cmsghdr>.size + 4 else { return nil }
+    guard let control = message.msg_control, message.msg_controllen >= MemoryLayout<cmsghdr>.size + 4 else {
+        return nil
+    }
     let header = control.assumingMemoryBound(to: cmsghdr.self)
     guard header.pointee.cmsg_level == SOL_SOCKET, header.pointee.cmsg_type == Int32(SCM_RIGHTS) else { return nil }
     return (control + MemoryLayout<cmsghdr>.size).loadUnaligned(as: Int32.self)

@@ -96,18 +96,22 @@ private func sendDescriptor(_ descriptor: Int32, over socket: Int32, byte: UInt8
         withUnsafeMutableBytes(of: &byte) { byte in
             var part = iovec(iov_base: byte.baseAddress, iov_len: 1)
             return withUnsafeMutablePointer(to: &part) { part in
-                let start = control.baseAddress.unsafelyUnwrapped
-                storeControlHeader(start, 4, SOL_SOCKET, Int32(SCM_RIGHTS))
-                (start + MemoryLayout<cmsghdr>.size).storeBytes(of: descriptor, as: Int32.self)
                 var message = msghdr()
                 message.msg_iov = part
                 message.msg_iovlen = 1
-                message.msg_control = start
-                message.msg_controllen = control.count
+                putDescriptor(descriptor, control.baseAddress.unsafelyUnwrapped, &message)
                 return alps_sys_sendmsg(socket, &message, Int32(MSG_NOSIGNAL)) == 1
             }
         }
     }
+}
+
+/// Puts a descriptor beside a message; `control` has 24 bytes.
+func putDescriptor(_ descriptor: Int32, _ control: UnsafeMutableRawPointer, _ message: inout msghdr) {
+    storeControlHeader(control, 4, SOL_SOCKET, Int32(SCM_RIGHTS))
+    control.storeBytes(of: descriptor, toByteOffset: MemoryLayout<cmsghdr>.size, as: Int32.self)
+    message.msg_control = control
+    message.msg_controllen = 24
 }
 
 private func sayHello() -> Bool {
@@ -133,6 +137,8 @@ private func sayHello() -> Bool {
 private func readHelloReply() -> Bool {
     var frame = alps_frame()
     var passed: Int32 = -1
+    // This waits under the lock: not longer than a host that is alive can need.
+    guard alps_sys_poll(session.descriptor, POLLIN, 5000) > 0 else { return false }
     guard receive(session.descriptor, &frame, MemoryLayout<alps_frame>.size, &passed), frame.magic == ALPS_FRAME_MAGIC,
         frame.error == 0, Int(frame.length) >= MemoryLayout<alps_hello_reply>.size
     else { return false }
@@ -142,7 +148,9 @@ private func readHelloReply() -> Bool {
     session.domains = 0
     while left >= MemoryLayout<alps_protocol_triple>.size {
         var triple = alps_protocol_triple()
-        guard receive(session.descriptor, &triple, MemoryLayout<alps_protocol_triple>.size, &passed) else { return false }
+        guard receive(session.descriptor, &triple, MemoryLayout<alps_protocol_triple>.size, &passed) else {
+            return false
+        }
         if triple.domain < 64 { session.domains |= 1 << UInt64(triple.domain) }
         left -= MemoryLayout<alps_protocol_triple>.size
     }

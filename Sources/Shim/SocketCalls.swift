@@ -75,7 +75,7 @@ public func shimBind(_ descriptor: Int32, _ address: UnsafeRawPointer?, _ length
         return real.bind.unsafelyUnwrapped(descriptor, address, length)
     }
     var name = clientAddress(target)
-    let reply = ask(ALPS_OP_BIND, found.pointee.handle, &name, MemoryLayout<alps_client_sockaddr>.size)
+    let reply = ask(ALPS_OP_BIND, about: found, &name, MemoryLayout<alps_client_sockaddr>.size)
     return result(reply)
 }
 
@@ -84,7 +84,7 @@ public func shimListen(_ descriptor: Int32, _ backlog: Int32) -> Int32 {
     ensureReady()
     guard let found = stackSocket(descriptor) else { return real.listen.unsafelyUnwrapped(descriptor, backlog) }
     var backlog = backlog
-    let reply = ask(ALPS_OP_LISTEN, found.pointee.handle, &backlog, 4)
+    let reply = ask(ALPS_OP_LISTEN, about: found, &backlog, 4)
     if reply.error == 0, found.pointee.isStream { found.pointee.kind = .listener }
     return result(reply)
 }
@@ -126,7 +126,8 @@ public func shimAccept4(
                 message.msg_control = control.baseAddress
                 message.msg_controllen = 24
                 let got = real.recvmsg.unsafelyUnwrapped(
-                    descriptor, &message, flags & options == 0 || flags & Int32(SOCK_CLOEXEC.rawValue) == 0
+                    descriptor, &message,
+                    flags & options == 0 || flags & Int32(SOCK_CLOEXEC.rawValue) == 0
                         ? 0 : Int32(MSG_CMSG_CLOEXEC))
                 if got > 0, let passed = passedDescriptor(message) { accepted = passed }
                 return got
@@ -162,37 +163,39 @@ public func shimShutdown(_ descriptor: Int32, _ how: Int32) -> Int32 {
         return real.shutdown.unsafelyUnwrapped(descriptor, how)
     }
     var request = how
-    let reply = ask(ALPS_OP_SHUTDOWN, found.pointee.handle, &request, 4)
+    let reply = ask(ALPS_OP_SHUTDOWN, about: found, &request, 4)
     // The pair's own shutdown wakes everybody who is blocked on it.
     if reply.error == 0 || reply.error == hostGone { _ = real.shutdown.unsafelyUnwrapped(descriptor, how) }
     return result(reply)
 }
 
 @c(getsockname)
-public func shimGetsockname(_ descriptor: Int32, _ address: UnsafeMutableRawPointer?, _ length: SocketLength?) -> Int32 {
+public func shimGetsockname(_ descriptor: Int32, _ address: UnsafeMutableRawPointer?, _ length: SocketLength?) -> Int32
+{
     ensureReady()
     guard let found = stackSocket(descriptor) else {
         return real.getsockname.unsafelyUnwrapped(descriptor, address, length)
     }
-    return name(ALPS_OP_GETSOCKNAME, found.pointee.handle, address, length)
+    return name(ALPS_OP_GETSOCKNAME, found, address, length)
 }
 
 @c(getpeername)
-public func shimGetpeername(_ descriptor: Int32, _ address: UnsafeMutableRawPointer?, _ length: SocketLength?) -> Int32 {
+public func shimGetpeername(_ descriptor: Int32, _ address: UnsafeMutableRawPointer?, _ length: SocketLength?) -> Int32
+{
     ensureReady()
     guard let found = stackSocket(descriptor) else {
         return real.getpeername.unsafelyUnwrapped(descriptor, address, length)
     }
-    return name(ALPS_OP_GETPEERNAME, found.pointee.handle, address, length)
+    return name(ALPS_OP_GETPEERNAME, found, address, length)
 }
 
 private func name(
-    _ operation: UInt32, _ handle: UInt64, _ address: UnsafeMutableRawPointer?, _ length: SocketLength?
+    _ operation: UInt32, _ found: EntryPointer, _ address: UnsafeMutableRawPointer?, _ length: SocketLength?
 ) -> Int32 {
     guard let address, let length else { return fail(EFAULT) }
     guard Int32(bitPattern: length.pointee) >= 0 else { return fail(EINVAL) }
     var answer = alps_client_sockaddr()
-    let reply = ask(operation, handle, into: &answer, MemoryLayout<alps_client_sockaddr>.size)
+    let reply = ask(operation, about: found, into: &answer, MemoryLayout<alps_client_sockaddr>.size)
     guard reply.error == 0 else { return fail(controlError(reply.error)) }
     writeAddress(endpoint(answer), to: address, length)
     return 0

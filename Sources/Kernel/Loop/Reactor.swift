@@ -6,7 +6,7 @@ open class ReadyHandler {
     package init() {}
 
     /// The descriptor is ready: EPOLLIN, EPOLLOUT, EPOLLHUP, ... as epoll_wait gave them.
-    package func ready(_ events: UInt32) {}
+    open func ready(_ events: UInt32) {}
 
     /// Place in the reactor's table while watched.
     fileprivate var slot = -1
@@ -119,12 +119,26 @@ package final class Reactor {
 
     /// Runs turns until `stop`.
     package func run() {
-        while !isStopped {
-            let count = wait()
-            kernel.clock.update()
-            for index in 0..<max(Int(count), 0) { dispatch(events[index]) }
-            kernel.endTurn()
+        while !isStopped { turn() }
+    }
+
+    /// Runs turns until `condition` holds, for about `limit` ns at most. True if it holds.
+    package func run(limit: UInt64, until condition: () -> Bool) -> Bool {
+        let timer = HostTimer(kernel) {}
+        kernel.clock.update()
+        timer.arm(after: limit)
+        while timer.isArmed {
+            if condition() { return true }
+            turn()
         }
+        return condition()
+    }
+
+    private func turn() {
+        let count = wait()
+        kernel.clock.update()
+        for index in 0..<max(Int(count), 0) { dispatch(events[index]) }
+        kernel.endTurn()
     }
 
     private func wait() -> Int32 {

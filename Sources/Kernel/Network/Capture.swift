@@ -79,6 +79,7 @@ package final class Capture {
         }
         Self.put32(&scratch, 4 << 16 | 2)
         Self.put32(&scratch, isOutput ? 2 : 1)
+        Self.put32(&scratch, 0)
         Self.put32(&scratch, total)
         writer.append(scratch)
     }

@@ -119,7 +119,7 @@ package final class LinkEnd: Device {
         guard let list = arrivedFirst else { return }
         arrivedFirst = nil
         arrivedLast = nil
-        if let interface { interface.inputFrames(list) } else { kernel.mbufs.free(list) }
+        if let interface { interface.receiveFrames(list) } else { kernel.mbufs.free(list) }
     }
 
     package override func close() {

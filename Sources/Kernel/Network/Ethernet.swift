@@ -1,20 +1,24 @@
 import Glibc
-import PluginAPI
+package import PluginAPI
 
 /// The link layer: frames to ethertypes on the way in, link headers and what the device cannot do on the way out.
-final class Ethernet {
+package final class Ethernet {
     private var kernel: Kernel!
-    static let headerLength = 14
+    package static let headerLength = 14
 
     /// Pointers only, so that a packet costs no reference counting.
     private struct Taker {
         var ethertype: UInt16
-        var input: @convention(c) (UnsafeMutableRawPointer, Mbuf) -> Void
-        var raw: UnsafeMutableRawPointer
-        var instance: Unmanaged<PluginInstance>
+        var input: Input
+        var context: UnsafeMutableRawPointer
+        var instance: Unmanaged<PluginInstance>?
     }
 
-    private static let maximumTakers = 16
+    package typealias Input = @convention(c) (UnsafeMutableRawPointer, Mbuf) -> Void
+    /// The host's own listener to an ethertype that no plugin has: a tool, a test.
+    private var listener: Taker?
+
+    static let maximumTakers = 16
     private let takers = UnsafeMutablePointer<Taker>.allocate(capacity: maximumTakers)
     private var takerCount = 0
     /// Cell of "alps.neighbor/1:2", ARP's.
@@ -27,13 +31,19 @@ final class Ethernet {
         neighborCell = kernel.plugins.providedCell("alps.neighbor/1:\(ALPS_AF_INET)")
     }
 
-    func setTakers(_ list: [(UInt16, @convention(c) (UnsafeMutableRawPointer, Mbuf) -> Void, PluginInstance)]) {
+    func setTakers(_ list: [(UInt16, Input, PluginInstance)]) {
         takerCount = 0
         for (ethertype, input, instance) in list.prefix(Self.maximumTakers) {
             (takers + takerCount).initialize(
-                to: Taker(ethertype: ethertype, input: input, raw: instance.raw, instance: .passUnretained(instance)))
+                to: Taker(
+                    ethertype: ethertype, input: input, context: instance.raw, instance: .passUnretained(instance)))
             takerCount += 1
         }
+    }
+
+    /// Lists of packets of `ethertype` go to `input` unless a plugin takes them. `input` [consumes].
+    package func listen(_ ethertype: UInt16, context: UnsafeMutableRawPointer, input: @escaping Input) {
+        listener = Taker(ethertype: ethertype, input: input, context: context, instance: nil)
     }
 
     // MARK: Input
@@ -80,7 +90,7 @@ final class Ethernet {
             packet.pointee.pkt.timestamp = now
             if packet.pointee.pkt.csum == UInt8(ALPS_CSUM_PARTIAL) {
                 let start = packet.pointee.pkt.csum_start
-                packet.pointee.pkt.csum_start = start >= UInt16(Self.headerLength) ? start - UInt16(Self.headerLength) : 0
+                packet.pointee.pkt.csum_start = start - min(start, UInt16(Self.headerLength))
             }
             if let first = run, runType != ethertype {
                 hand(runType, first, interface)
@@ -134,10 +144,11 @@ final class Ethernet {
 
     private func hand(_ ethertype: UInt16, _ list: Mbuf, _ interface: Interface) {
         for index in 0..<takerCount where takers[index].ethertype == ethertype {
-            takers[index].instance._withUnsafeGuaranteedRef { $0.markBatch() }
-            takers[index].input(takers[index].raw, list)
+            takers[index].instance?._withUnsafeGuaranteedRef { $0.markBatch() }
+            takers[index].input(takers[index].context, list)
             return
         }
+        if let listener, listener.ethertype == ethertype { return listener.input(listener.context, list) }
         var next: Mbuf? = list
         while let packet = next {
             next = packet.pointee.nextpkt
@@ -150,7 +161,9 @@ final class Ethernet {
     // MARK: Output
 
     /// A list of network packets to one next hop. [consumes]
-    func output(_ ifindex: UInt32, _ list: Mbuf, _ family: UInt16, _ nextHop: UnsafePointer<alps_addr>) -> Int32 {
+    package func output(
+        _ ifindex: UInt32, _ list: Mbuf, _ family: UInt16, _ nextHop: UnsafePointer<alps_addr>
+    ) -> Int32 {
         guard let interface = kernel.interfaces.interface(ifindex), interface.isUp else {
             kernel.mbufs.free(list)
             return ENETDOWN
@@ -190,7 +203,9 @@ final class Ethernet {
     }
 
     /// One packet to a given link address. [consumes]
-    func outputLink(_ ifindex: UInt32, _ packet: Mbuf, _ ethertype: UInt16, _ destination: UnsafePointer<UInt8>) -> Int32 {
+    package func outputLink(
+        _ ifindex: UInt32, _ packet: Mbuf, _ ethertype: UInt16, _ destination: UnsafePointer<UInt8>
+    ) -> Int32 {
         guard let interface = kernel.interfaces.interface(ifindex), interface.isUp, !interface.isLoopback else {
             kernel.mbufs.free(packet)
             return ENETDOWN
@@ -204,8 +219,8 @@ final class Ethernet {
         for index in 0..<Int(interface.raw.pointee.address_count) {
             guard let own = interface.raw.pointee.addresses?[index] else { continue }
             let broadcast = own.broadcast.bytes
-            if broadcast.0 | broadcast.1 | broadcast.2 | broadcast.3 != 0, broadcast.0 == bytes.0, broadcast.1 == bytes.1,
-                broadcast.2 == bytes.2, broadcast.3 == bytes.3
+            if broadcast.0 | broadcast.1 | broadcast.2 | broadcast.3 != 0, broadcast.0 == bytes.0,
+                broadcast.1 == bytes.1, broadcast.2 == bytes.2, broadcast.3 == bytes.3
             {
                 return true
             }

@@ -58,7 +58,8 @@ package struct LinkSpec: Equatable {
         default:
             throw KernelError(
                 EINVAL,
-                "link: '\(key)' is unknown: use loss, delay, rate, jitter, duplicate, reorder, corrupt, drop, limit, mtu, seed")
+                "link: '\(key)' is unknown: use loss, delay, rate, jitter, duplicate, reorder, corrupt, drop, limit, mtu, "
+                    + "seed")
         }
     }
 

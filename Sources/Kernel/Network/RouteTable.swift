@@ -95,7 +95,9 @@ package final class RouteTable {
     }
 
     /// Longest prefix; ENETUNREACH or EHOSTUNREACH if there is no way.
-    package func lookup(_ family: UInt16, _ destination: alps_addr, ifindex: UInt32 = 0, _ route: inout alps_route) -> Int32 {
+    package func lookup(
+        _ family: UInt16, _ destination: alps_addr, ifindex: UInt32 = 0, _ route: inout alps_route
+    ) -> Int32 {
         guard let found = best(Key(family, destination), ifindex) else { return ENETUNREACH }
         route = found
         route.generation = generationWord.pointee
@@ -194,7 +196,8 @@ package final class RouteTable {
                 status,
                 status == EEXIST
                     ? "there is a default route already"
-                    : "gateway \(NetworkAddress(address: gateway)) is not on a network of \(interface.name): give --address one that covers it")
+                    : "gateway \(NetworkAddress(address: gateway)) is not on a network of \(interface.name): "
+                        + "give --address one that covers it")
         }
     }
 
@@ -251,7 +254,9 @@ package final class RouteTable {
             $0.route.ifindex == index && $0.route.flags & gateway != 0
                 && connected($0.route.family, $0.route.gateway, index) == nil
         }
-        entries.removeAll { entry in stranded.contains { $0.key == entry.key && Self.isSameWay($0.route, entry.route) } }
+        entries.removeAll { entry in
+            stranded.contains { $0.key == entry.key && Self.isSameWay($0.route, entry.route) }
+        }
         news = news.filter { $0.value.ifindex != index }
         changed()
     }
@@ -270,7 +275,9 @@ package final class RouteTable {
 
     private func remember(_ route: alps_route, for key: Key) {
         if news[key] == nil, news.count >= Self.maximumNews,
-            let first = news.min(by: { ($0.value.expires, $0.key.high, $0.key.low) < ($1.value.expires, $1.key.high, $1.key.low) })
+            let first = news.min(by: {
+                ($0.value.expires, $0.key.high, $0.key.low) < ($1.value.expires, $1.key.high, $1.key.low)
+            })
         {
             news[first.key] = nil
         }

@@ -57,7 +57,9 @@
 #define ALPS_OP_GETPEERNAME 10u ///< - -> alps_client_sockaddr
 #define ALPS_OP_IOCTL 11u       ///< alps_ioctl_request, data -> data. Linux SIOC* numbers and structures; SIOCADDRT and
                                 ///< SIOCDELRT: struct rtentry with rt_dev 0, then the device's name in 16 bytes ("" = none)
-#define ALPS_OP_ATTACH 12u      ///< - (frame.socket = handle from the peer's name) -> alps_socket_info
+#define ALPS_OP_ATTACH 12u      ///< - (frame.socket = handle from the peer's name) -> alps_socket_info. The client's end comes
+                                ///< as SCM_RIGHTS beside the frame: the proof (by SO_COOKIE) that a process of another user,
+                                ///< which gave up its privileges, holds the socket. The host closes it at once
 #define ALPS_OP_FORGET 13u      ///< - -> -: a dead socket (host end closed) will not be asked about any more
 #define ALPS_OP_TAKE_EVENT 14u  ///< - -> alps_datagram_event: what a zero-length message stood for
 #define ALPS_OP_SEND_OOB 15u    ///< 1 byte -> -: urgent byte after all that was written

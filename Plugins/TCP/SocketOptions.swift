@@ -1,0 +1,174 @@
+import PluginAPI
+import PluginKit
+
+/// Options of level IPPROTO_TCP, with Linux's numbers and units.
+private enum Option {
+    static var level: Int32 { 6 }
+    static var socketLevel: Int32 { 1 }
+    static var keepAlive: Int32 { 9 }
+    static var noDelay: Int32 { 1 }
+    static var maxSegment: Int32 { 2 }
+    static var cork: Int32 { 3 }
+    static var keepIdle: Int32 { 4 }
+    static var keepInterval: Int32 { 5 }
+    static var keepCount: Int32 { 6 }
+    static var synCount: Int32 { 7 }
+    static var linger2: Int32 { 8 }
+    static var deferAccept: Int32 { 9 }
+    static var windowClamp: Int32 { 10 }
+    static var info: Int32 { 11 }
+    static var quickAck: Int32 { 12 }
+    static var congestion: Int32 { 13 }
+    static var userTimeout: Int32 { 18 }
+    static var notSentLowWater: Int32 { 25 }
+}
+
+private var second: UInt64 { UInt64(ALPS_NSEC_PER_SEC) }
+
+func tcpControlOutput(
+    _ context: UnsafeMutableRawPointer, _ socket: Socket, _ set: Int32, _ level: Int32, _ name: Int32,
+    _ value: UnsafeMutableRawPointer, _ length: UnsafeMutablePointer<UInt32>
+) -> Int32 {
+    guard let connection = socket.connection else { return ALPS_EINVAL }
+    if level == Option.socketLevel, name == Option.keepAlive, set != 0 {
+        // The socket layer's, which lets us know that idle time counts now.
+        connection.restartKeep()
+        return 0
+    }
+    guard level == Option.level else { return ALPS_ENOPROTOOPT }
+    return set != 0
+        ? connection.setOption(name, value, length.pointee) : connection.getOption(name, value, length)
+}
+
+extension UnsafeMutablePointer where Pointee == Connection {
+    fileprivate func setOption(_ name: Int32, _ value: UnsafeMutableRawPointer, _ length: UInt32) -> Int32 {
+        if name == Option.congestion { return setCongestion(value, length) }
+        guard length >= 4 else { return ALPS_EINVAL }
+        let number = value.loadUnaligned(as: Int32.self)
+        let positive = UInt64(max(number, 0))
+        switch name {
+        case Option.noDelay:
+            set(.noDelay, number != 0)
+            if number != 0 { output() }
+        case Option.cork:
+            set(.cork, number != 0)
+            if number == 0 { output(force: pointee.state.isSynchronized && pointee.sndWnd > 0 && unsent > 0) }
+        case Option.maxSegment:
+            guard number == 0 || (number >= 88 && number <= 32767) else { return ALPS_EINVAL }
+            pointee.userMSS = UInt32(positive)
+            if pointee.state.isSynchronized { refreshMSS() }
+        case Option.keepIdle:
+            guard number >= 1, number <= 32767 else { return ALPS_EINVAL }
+            pointee.keepIdle = positive * second
+            restartKeep()
+        case Option.keepInterval:
+            guard number >= 1, number <= 32767 else { return ALPS_EINVAL }
+            pointee.keepInterval = positive * second
+        case Option.keepCount:
+            guard number >= 1, number <= 127 else { return ALPS_EINVAL }
+            pointee.keepCount = UInt32(positive)
+        case Option.synCount:
+            guard number >= 1, number <= 127 else { return ALPS_EINVAL }
+            pointee.synCount = UInt32(positive)
+        case Option.linger2:
+            pointee.linger2 = number < 0 ? 1 : min(positive, 120) * second
+        case Option.deferAccept:
+            // Seconds, kept as the number of SYN, ACKs that take so long (RFC 6298 backoff from one second).
+            var count: UInt32 = 0
+            var time: UInt64 = 0
+            while time < positive, count < 8 {
+                time += 1 << UInt64(count)
+                count += 1
+            }
+            pointee.deferAccept = count
+        case Option.windowClamp:
+            pointee.windowClamp = UInt32(positive)
+        case Option.quickAck:
+            set(.quickAck, number != 0)
+            if number != 0 {
+                clear(.interactive)
+                if has(.ackDelayed) {
+                    set(.ackNow)
+                    output()
+                }
+            }
+        case Option.userTimeout:
+            guard number >= 0 else { return ALPS_EINVAL }
+            pointee.userTimeout = positive * UInt64(ALPS_NSEC_PER_MSEC)
+        case Option.notSentLowWater:
+            pointee.notSentLowWater = UInt32(positive)
+        default:
+            return ALPS_ENOPROTOOPT
+        }
+        return 0
+    }
+
+    fileprivate func getOption(
+        _ name: Int32, _ value: UnsafeMutableRawPointer, _ length: UnsafeMutablePointer<UInt32>
+    ) -> Int32 {
+        let number: Int32
+        switch name {
+        case Option.info:
+            return copyInfo(value, length)
+        case Option.congestion:
+            return getCongestion(value, length)
+        case Option.noDelay: number = has(.noDelay) ? 1 : 0
+        case Option.cork: number = has(.cork) ? 1 : 0
+        case Option.maxSegment:
+            number =
+                pointee.state.isSynchronized
+                ? Int32(pointee.mss) : pointee.userMSS != 0 ? Int32(pointee.userMSS) : Int32(pointee.mss)
+        case Option.keepIdle: number = Int32(truncatingIfNeeded: keepIdle / second)
+        case Option.keepInterval: number = Int32(truncatingIfNeeded: keepInterval / second)
+        case Option.keepCount: number = Int32(truncatingIfNeeded: keepCount)
+        case Option.synCount: number = pointee.synCount != 0 ? Int32(pointee.synCount) : 7
+        case Option.linger2:
+            let time = pointee.linger2 != 0 ? pointee.linger2 : instance.nanoseconds(.finWait2Timeout)
+            number = Int32(truncatingIfNeeded: time / second)
+        case Option.deferAccept:
+            number = Int32((UInt32(1) << pointee.deferAccept) - 1)
+        case Option.windowClamp: number = Int32(truncatingIfNeeded: pointee.windowClamp)
+        case Option.quickAck: number = has(.interactive) && !has(.quickAck) ? 0 : 1
+        case Option.userTimeout:
+            number = Int32(truncatingIfNeeded: pointee.userTimeout / UInt64(ALPS_NSEC_PER_MSEC))
+        case Option.notSentLowWater: number = Int32(truncatingIfNeeded: pointee.notSentLowWater)
+        default:
+            return ALPS_ENOPROTOOPT
+        }
+        let count = min(length.pointee, 4)
+        withUnsafeBytes(of: number) { value.copyMemory(from: $0.baseAddress.unsafelyUnwrapped, byteCount: Int(count)) }
+        length.pointee = count
+        return 0
+    }
+
+    // MARK: TCP_CONGESTION: a name, at most 15 characters and NUL
+
+    private func setCongestion(_ value: UnsafeMutableRawPointer, _ length: UInt32) -> Int32 {
+        let given = value.assumingMemoryBound(to: UInt8.self)
+        func isNamed(_ name: StaticString) -> Bool {
+            var at = 0
+            while at < name.utf8CodeUnitCount {
+                if at >= Int(length) || given[at] != name.utf8Start[at] { return false }
+                at += 1
+            }
+            return at == Int(length) || given[at] == 0
+        }
+        // "reno" is what programs ask for that want the classic one.
+        guard isNamed(CongestionAlgorithm.newReno.name) || isNamed("reno") else { return ALPS_ENOENT }
+        pointee.congestion.algorithm = .newReno
+        return 0
+    }
+
+    private func getCongestion(_ value: UnsafeMutableRawPointer, _ length: UnsafeMutablePointer<UInt32>) -> Int32 {
+        let name = pointee.congestion.algorithm.name
+        let count = min(Int(length.pointee), 16)
+        let place = value.assumingMemoryBound(to: UInt8.self)
+        var at = 0
+        while at < count {
+            place[at] = at < name.utf8CodeUnitCount ? name.utf8Start[at] : 0
+            at += 1
+        }
+        length.pointee = UInt32(count)
+        return 0
+    }
+}

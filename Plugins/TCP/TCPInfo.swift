@@ -1,0 +1,101 @@
+import PluginAPI
+import PluginKit
+
+/// TCP_INFO in Linux's layout (struct tcp_info of linux/tcp.h): programs read as much of it as they know.
+private enum InfoLayout {
+    static var length: Int { 248 }
+
+    /// Linux's state numbers.
+    static func state(_ state: State) -> UInt8 {
+        switch state {
+        case .established: return 1
+        case .synSent: return 2
+        case .synReceived: return 3
+        case .finWait1: return 4
+        case .finWait2: return 5
+        case .timeWait: return 6
+        case .closed: return 7
+        case .closeWait: return 8
+        case .lastAck: return 9
+        case .listen: return 10
+        case .closing: return 11
+        }
+    }
+}
+
+extension UnsafeMutablePointer where Pointee == Connection {
+    /// Segments in flight, rounded up.
+    var segmentsInFlight: UInt32 {
+        let flight = UInt32(truncatingIfNeeded: max(0, pointee.sndMax - pointee.sndUna))
+        return (flight &+ pointee.mss &- 1) / max(pointee.mss, 1)
+    }
+
+    var effectiveRTO: UInt64 {
+        min(pointee.roundTrip.rto << UInt64(min(pointee.backoff, 16)), instance.nanoseconds(.maximumRTO))
+    }
+
+    func copyInfo(_ value: UnsafeMutableRawPointer, _ length: UnsafeMutablePointer<UInt32>) -> Int32 {
+        withUnsafeTemporaryAllocation(byteCount: InfoLayout.length, alignment: 8) { buffer in
+            let info = buffer.baseAddress.unsafelyUnwrapped
+            info.initializeMemory(as: UInt8.self, repeating: 0, count: InfoLayout.length)
+            fill(info)
+            let count = min(Int(length.pointee), InfoLayout.length)
+            value.copyMemory(from: info, byteCount: count)
+            length.pointee = UInt32(count)
+        }
+        return 0
+    }
+
+    private func fill(_ info: UnsafeMutableRawPointer) {
+        func put8(_ offset: Int, _ value: UInt8) { info.storeBytes(of: value, toByteOffset: offset, as: UInt8.self) }
+        func put32(_ offset: Int, _ value: UInt32) { info.storeBytes(of: value, toByteOffset: offset, as: UInt32.self) }
+        func put64(_ offset: Int, _ value: UInt64) { info.storeBytes(of: value, toByteOffset: offset, as: UInt64.self) }
+        func microseconds(_ time: UInt64) -> UInt32 { UInt32(clamping: time / 1000) }
+        let now = instance.now
+        func since(_ time: UInt64) -> UInt32 {
+            time == 0 ? 0 : UInt32(clamping: (now &- time) / UInt64(ALPS_NSEC_PER_MSEC))
+        }
+        put8(0, InfoLayout.state(pointee.state))
+        // TCP_CA_Open, TCP_CA_Disorder, TCP_CA_Recovery, TCP_CA_Loss.
+        put8(1, pointee.backoff > 0 ? 4 : has(.inRecovery) ? 3 : pointee.dupAcks > 0 ? 1 : 0)
+        put8(2, UInt8(clamping: pointee.backoff))
+        put8(3, UInt8(clamping: pointee.keepProbes))
+        put8(4, UInt8(clamping: pointee.backoff))
+        // TCPI_OPT_TIMESTAMPS, TCPI_OPT_WSCALE.
+        put8(5, (has(.timestamps) ? 1 : 0) | (has(.windowScaling) ? 4 : 0))
+        put8(6, pointee.sndScale & 15 | pointee.rcvScale << 4)
+        put32(8, microseconds(effectiveRTO))
+        put32(12, microseconds(instance.nanoseconds(.delayedAckTime)))
+        put32(16, pointee.mss)
+        put32(20, pointee.rcvMSS)
+        put32(24, pointee.state == .listen ? socket.pointee.queue_length : segmentsInFlight)
+        put32(28, pointee.state == .listen ? socket.pointee.backlog : 0)
+        put32(44, since(pointee.lastSent))
+        put32(52, since(pointee.lastDataReceived))
+        put32(56, since(pointee.lastReceived))
+        put32(60, pointee.mss &+ headerLength &+ netpcb.pointee.header_length)
+        put32(64, socket.pointee.rcv.limit)
+        put32(68, microseconds(pointee.roundTrip.srtt))
+        put32(72, microseconds(pointee.roundTrip.rttvar))
+        put32(76, min(pointee.congestion.ssthresh, 0x7fff_ffff) / max(pointee.mss, 1))
+        put32(80, pointee.congestion.cwnd / max(pointee.mss, 1))
+        put32(84, pointee.advertisedMSS)
+        put32(88, 3)
+        put32(96, socket.pointee.rcv.limit)
+        put32(100, pointee.totals.retransmits)
+        put64(112, .max)
+        put64(120, pointee.totals.bytesAcked)
+        put64(128, pointee.totals.bytesReceived)
+        put32(136, pointee.totals.segmentsOut)
+        put32(140, pointee.totals.segmentsIn)
+        put32(144, pointee.state.isSynchronized ? UInt32(clamping: unsent) : 0)
+        put32(148, pointee.roundTrip.minimum == 0 ? .max : microseconds(pointee.roundTrip.minimum))
+        put32(152, pointee.totals.dataSegmentsIn)
+        put32(156, pointee.totals.dataSegmentsOut)
+        put64(200, pointee.totals.bytesSent)
+        put64(208, pointee.totals.bytesRetransmitted)
+        put32(224, pointee.totals.outOfOrder)
+        put32(228, pointee.sndWnd)
+        put32(232, UInt32(clamping: pointee.rcvAdv - pointee.rcvNxt))
+    }
+}

@@ -1,0 +1,160 @@
+import PluginAPI
+import PluginKit
+
+/// Settings, as indexes of `Instance.settings`. Names are FreeBSD's where it has them.
+enum Setting: Int {
+    case rfc1323
+    case defaultMSS
+    case minimumMSS
+    case initialRTO
+    case minimumRTO
+    case maximumRTO
+    case retries
+    case orphanRetries
+    case connectTimeout
+    case synAckRetries
+    case cacheLimit
+    case cookies
+    case dropSynFin
+    case blackhole
+    case delayedAckTime
+    case quickAcks
+    case corkTime
+    case initialWindow
+    case keepIdle
+    case keepInterval
+    case keepCount
+    case alwaysKeepAlive
+    case maximumSegmentLifetime
+    case timeWaitLimit
+    case finWait2Timeout
+    case challengePeriod
+    case challengeLimit
+    case tolerateMissingTimestamp
+    case pathMTUDiscovery
+    case segmentationOffload
+    case reassemblyLimit
+    case maximumReceiveBuffer
+
+    static var count: Int { 32 }
+}
+
+extension UnsafeMutablePointer where Pointee == Instance {
+    /// Registers all settings with their defaults.
+    func addSettings() -> Int32 {
+        guard let list = services.allocateArray(alps_tunable.self, Setting.count) else { return ALPS_ENOMEM }
+        defer { services.freeArray(list, Setting.count) }
+        func add(
+            _ setting: Setting, _ name: StaticString, _ type: UInt32, _ value: Int64, _ range: ClosedRange<Int64>,
+            _ doc: StaticString
+        ) {
+            let place = pointee.settings + setting.rawValue
+            place.pointee = value
+            (list + setting.rawValue).initialize(
+                to: alps_tunable(
+                    size: UInt32(MemoryLayout<alps_tunable>.size), type: type, flags: 0, reserved: 0,
+                    name: text(name), doc: text(doc), value: place, minimum: range.lowerBound,
+                    maximum: range.upperBound))
+        }
+        let second: Int64 = 1_000_000_000
+        let ms: Int64 = 1_000_000
+        add(
+            .rfc1323, "net.inet.tcp.rfc1323", ALPS_TUNABLE_BOOL, 1, 0...1,
+            "Offer window scaling and timestamps (RFC 7323)")
+        add(
+            .defaultMSS, "net.inet.tcp.mssdflt", ALPS_TUNABLE_BYTES, 536, 48...65495,
+            "Segment size if the peer does not say, in bytes")
+        add(
+            .minimumMSS, "net.inet.tcp.minmss", ALPS_TUNABLE_BYTES, 216, 48...65495,
+            "Smallest segment size believed from a peer, in bytes")
+        add(
+            .initialRTO, "net.inet.tcp.rexmit_initial", ALPS_TUNABLE_NSEC, second, (50 * ms)...(60 * second),
+            "Retransmission time-out before the first sample (RFC 6298)")
+        add(
+            .minimumRTO, "net.inet.tcp.rexmit_min", ALPS_TUNABLE_NSEC, 200 * ms, ms...(60 * second),
+            "Shortest retransmission time-out; RFC 6298 says one second")
+        add(
+            .maximumRTO, "net.inet.tcp.rexmit_max", ALPS_TUNABLE_NSEC, 60 * second, second...(600 * second),
+            "Longest retransmission time-out")
+        add(
+            .retries, "net.inet.tcp.retries", ALPS_TUNABLE_INT, 12, 1...64,
+            "Time-outs in a row until a connection is given up (R2 of RFC 9293)")
+        add(
+            .orphanRetries, "net.inet.tcp.orphan_retries", ALPS_TUNABLE_INT, 8, 0...64,
+            "The same for connections the application has closed")
+        add(
+            .connectTimeout, "net.inet.tcp.keepinit", ALPS_TUNABLE_NSEC, 180 * second, second...(3600 * second),
+            "Time to establish a connection")
+        add(
+            .synAckRetries, "net.inet.tcp.syncache.rexmtlimit", ALPS_TUNABLE_INT, 3, 0...16,
+            "Repetitions of SYN, ACK until an entry of the SYN cache is dropped")
+        add(
+            .cacheLimit, "net.inet.tcp.syncache.cachelimit", ALPS_TUNABLE_INT, 15375, 0...1_000_000,
+            "Entries of the SYN cache")
+        add(
+            .cookies, "net.inet.tcp.syncookies", ALPS_TUNABLE_BOOL, 1, 0...1,
+            "Answer with SYN cookies when the SYN cache is full")
+        add(
+            .dropSynFin, "net.inet.tcp.drop_synfin", ALPS_TUNABLE_BOOL, 0, 0...1,
+            "Drop segments that have both SYN and FIN")
+        add(
+            .blackhole, "net.inet.tcp.blackhole", ALPS_TUNABLE_INT, 0, 0...2,
+            "1: no reset for SYN to closed ports, 2: none for anything")
+        add(
+            .delayedAckTime, "net.inet.tcp.delacktime", ALPS_TUNABLE_NSEC, 40 * ms, 0...(499 * ms),
+            "How long an acknowledgment may be delayed; 0: not at all")
+        add(
+            .quickAcks, "net.inet.tcp.quickacks", ALPS_TUNABLE_INT, 8, 0...1000,
+            "Acknowledgments sent without delay at the start of a connection")
+        add(
+            .corkTime, "net.inet.tcp.corktime", ALPS_TUNABLE_NSEC, 200 * ms, ms...second,
+            "How long TCP_CORK or MSG_MORE may hold a segment back")
+        add(
+            .initialWindow, "net.inet.tcp.initcwnd_segments", ALPS_TUNABLE_INT, 10, 1...1000,
+            "Initial congestion window in segments (RFC 6928)")
+        add(
+            .keepIdle, "net.inet.tcp.keepidle", ALPS_TUNABLE_NSEC, 7200 * second, second...(32767 * second),
+            "Idle time before keep-alive probes")
+        add(
+            .keepInterval, "net.inet.tcp.keepintvl", ALPS_TUNABLE_NSEC, 75 * second, second...(32767 * second),
+            "Time between keep-alive probes")
+        add(
+            .keepCount, "net.inet.tcp.keepcnt", ALPS_TUNABLE_INT, 8, 1...127,
+            "Keep-alive probes without an answer until the connection is dropped")
+        add(
+            .alwaysKeepAlive, "net.inet.tcp.always_keepalive", ALPS_TUNABLE_BOOL, 0, 0...1,
+            "Keep-alive on all connections")
+        add(
+            .maximumSegmentLifetime, "net.inet.tcp.msl", ALPS_TUNABLE_NSEC, 30 * second, ms...(600 * second),
+            "Maximum segment lifetime; TIME-WAIT lasts two of them")
+        add(
+            .timeWaitLimit, "net.inet.tcp.maxtcptw", ALPS_TUNABLE_INT, 32768, 0...1_000_000,
+            "Entries in TIME-WAIT")
+        add(
+            .finWait2Timeout, "net.inet.tcp.finwait2_timeout", ALPS_TUNABLE_NSEC, 60 * second, ms...(3600 * second),
+            "How long a closed socket waits in FIN-WAIT-2")
+        add(
+            .challengePeriod, "net.inet.tcp.ack_war_timewindow", ALPS_TUNABLE_NSEC, second, ms...(60 * second),
+            "Period of ack_war_cnt")
+        add(
+            .challengeLimit, "net.inet.tcp.ack_war_cnt", ALPS_TUNABLE_INT, 5, 0...1_000_000,
+            "Challenge acknowledgments of a connection in a period (RFC 5961)")
+        add(
+            .tolerateMissingTimestamp, "net.inet.tcp.tolerate_missing_ts", ALPS_TUNABLE_BOOL, 0, 0...1,
+            "Accept segments without the timestamps agreed on")
+        add(
+            .pathMTUDiscovery, "net.inet.tcp.path_mtu_discovery", ALPS_TUNABLE_BOOL, 1, 0...1,
+            "Path MTU discovery (RFC 1191)")
+        add(
+            .segmentationOffload, "net.inet.tcp.tso", ALPS_TUNABLE_BOOL, 1, 0...1,
+            "Hand several segments at once to the device or the host")
+        add(
+            .reassemblyLimit, "net.inet.tcp.reass.maxqueuelen", ALPS_TUNABLE_INT, 512, 1...65536,
+            "Ranges out of order that a connection keeps")
+        add(
+            .maximumReceiveBuffer, "net.inet.tcp.recvbuf_max", ALPS_TUNABLE_BYTES, 4 << 20, 65535...(65535 << 14),
+            "Largest receive buffer that the window scale allows for, in bytes")
+        let cell = services.tunableCell
+        return cell.ops(alps_tunable_ops.self).pointee.add(cell.instance, list, UInt32(Setting.count))
+    }
+}

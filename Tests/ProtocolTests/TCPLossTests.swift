@@ -1,0 +1,178 @@
+import Kernel
+import Lab
+import PluginAPI
+import Testing
+
+@Suite struct TCPLossTests {
+    @Test func theRetransmissionTimerBacksOff() throws {
+        let ladder = try Ladder()
+        let socket = try ladder.accept()
+        #expect(socket.write([1, 2, 3]) == 3)
+        ladder.expect([.ack, .psh], seq: 1, length: 3)
+        let start = ladder.clock
+        ladder.run(7000)
+        let times = ladder.takeAll().map { ($0.time - start) / 1_000_000 }
+        // The round trip of the handshake took no time, so the minimum of 200 ms holds.
+        #expect(times == [200, 600, 1400, 3000, 6200])
+        ladder.inject(.ack, seq: 1, ack: 4)
+        ladder.run(60_000)
+        ladder.expectNothing()
+        ladder.finish()
+    }
+
+    @Test func aPeerThatNeverAnswersIsGivenUpAfterTheLastRetry() throws {
+        let ladder = try Ladder(["retries": "3"])
+        let socket = try ladder.accept()
+        #expect(socket.write([1]) == 1)
+        ladder.run(10_000)
+        #expect(socket.takeError() == 110)
+        #expect(ladder.takeAll().last?.flags == [.rst, .ack])
+        ladder.finish()
+    }
+
+    @Test func theUserTimeoutEndsAConnection() throws {
+        let ladder = try Ladder()
+        let socket = try ladder.accept()
+        #expect(socket.setOption(level: 6, name: 18, [0xe8, 3, 0, 0]) == 0)
+        #expect(socket.write([1]) == 1)
+        ladder.run(1000)
+        #expect(!socket.isDisconnected)
+        ladder.run(1000)
+        #expect(socket.takeError() == 110)
+        ladder.finish()
+    }
+
+    @Test func threeDuplicatesMakeAFastRetransmit() throws {
+        let ladder = try Ladder()
+        let socket = try ladder.accept(scale: 7)
+        #expect(socket.write(pattern(1..<100_001)) == 100_000)
+        #expect(ladder.takeAll().count == 10)
+        ladder.inject(.ack, seq: 1, ack: 1)
+        // Limited transmit (RFC 3042).
+        ladder.expect(.ack, seq: 14_601, length: 1460)
+        ladder.inject(.ack, seq: 1, ack: 1)
+        ladder.expect(.ack, seq: 16_061, length: 1460)
+        ladder.inject(.ack, seq: 1, ack: 1)
+        let repeated = try #require(ladder.expect(.ack, seq: 1, length: 1460))
+        #expect(repeated.payload == pattern(1..<1461))
+        ladder.expectNothing()
+        #expect(ladder.counter("sndfrexmit") == 1)
+        ladder.finish()
+    }
+
+    @Test func partialAcknowledgmentsRepairOneHoleEach() throws {
+        let ladder = try Ladder()
+        let socket = try ladder.accept(scale: 7)
+        #expect(socket.write(pattern(1..<14_601)) == 14_600)
+        #expect(ladder.takeAll().count == 10)
+        for _ in 0..<3 { ladder.inject(.ack, seq: 1, ack: 1) }
+        ladder.expect(.ack, seq: 1, length: 1460)
+        ladder.inject(.ack, seq: 1, ack: 4381)
+        ladder.expect(.ack, seq: 4381, length: 1460)
+        ladder.inject(.ack, seq: 1, ack: 8761)
+        ladder.expect(.ack, seq: 8761, length: 1460)
+        ladder.inject(.ack, seq: 1, ack: 14_601)
+        ladder.expectNothing()
+        #expect(ladder.counter("rexmttimeo") == 0)
+        // More duplicates of what has just been repaired start nothing.
+        ladder.run(1000)
+        ladder.expectNothing()
+        ladder.finish()
+    }
+
+    @Test func duplicatesAfterATimeoutStartNoFastRetransmit() throws {
+        let ladder = try Ladder()
+        let socket = try ladder.accept(scale: 7)
+        #expect(socket.write(pattern(1..<14_601)) == 14_600)
+        #expect(ladder.takeAll().count == 10)
+        ladder.run(200)
+        ladder.expect(.ack, seq: 1, length: 1460)
+        for _ in 0..<5 { ladder.inject(.ack, seq: 1, ack: 1) }
+        #expect(ladder.counter("sndfrexmit") == 0)
+        ladder.finish()
+    }
+
+    @Test func afterATimeoutTheWindowIsOneSegment() throws {
+        let ladder = try Ladder()
+        let socket = try ladder.accept(scale: 7)
+        #expect(socket.write(pattern(1..<14_601)) == 14_600)
+        #expect(ladder.takeAll().count == 10)
+        ladder.run(200)
+        ladder.expect(.ack, seq: 1, length: 1460)
+        ladder.expectNothing()
+        ladder.inject(.ack, seq: 1, ack: 1461)
+        ladder.expect(.ack, seq: 1461, length: 1460)
+        ladder.expect(.ack, seq: 2921, length: 1460)
+        ladder.expectNothing()
+        ladder.finish()
+    }
+
+    @Test func aLostFinIsRepeated() throws {
+        let ladder = try Ladder()
+        let socket = try ladder.accept()
+        #expect(socket.shutdown(1) == 0)
+        ladder.expect([.fin, .ack], seq: 1, ack: 1)
+        ladder.run(200)
+        ladder.expect([.fin, .ack], seq: 1, ack: 1)
+        ladder.inject(.ack, seq: 1, ack: 2)
+        ladder.run(10_000)
+        ladder.expectNothing()
+        ladder.finish()
+    }
+
+    // MARK: Path MTU
+
+    private func tooBig(_ ladder: Ladder, mtu: UInt16, seq: UInt32, length: Int) {
+        var quoted: [UInt8] = [0x45, 0] + big(UInt16(length)) + [0, 1, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]
+        let sum = checksum(quoted)
+        quoted[10] = UInt8(sum >> 8)
+        quoted[11] = UInt8(sum & 255)
+        quoted += big(ladder.stackPort) + big(ladder.peerPort) + big(seq)
+        var icmp: [UInt8] = [3, 4, 0, 0, 0, 0] + big(mtu) + quoted
+        let icmpSum = checksum(icmp)
+        icmp[2] = UInt8(icmpSum >> 8)
+        icmp[3] = UInt8(icmpSum & 255)
+        ladder.send(ip: 1, payload: icmp)
+        ladder.settle()
+    }
+
+    @Test func aTooBigMessageMakesSmallerSegmentsAtOnce() throws {
+        let ladder = try Ladder()
+        let socket = try ladder.accept(scale: 7)
+        #expect(socket.write(pattern(1..<2921)) == 2920)
+        ladder.expect(.ack, seq: 1, length: 1460)
+        ladder.expect([.ack, .psh], seq: 1461, length: 1460)
+        // Not for a number that is not in flight: anybody could send that.
+        tooBig(ladder, mtu: 600, seq: ladder.stackISN! &+ 50_000, length: 1500)
+        ladder.expectNothing()
+        tooBig(ladder, mtu: 1000, seq: ladder.stackISN! &+ 1, length: 1500)
+        ladder.expect(.ack, seq: 1, length: 960)
+        ladder.expect(.ack, seq: 961, length: 960)
+        ladder.expect(.ack, seq: 1921, length: 960)
+        ladder.expect([.ack, .psh], seq: 2881, length: 40)
+        tooBig(ladder, mtu: 1000, seq: ladder.stackISN! &+ 1461, length: 1500)
+        ladder.expectNothing()
+        #expect(ladder.counter("rexmttimeo") == 0)
+        ladder.finish()
+    }
+
+    @Test func anUnreachableMessageDoesNotEndAConnection() throws {
+        let ladder = try Ladder()
+        let socket = try ladder.accept()
+        #expect(socket.write([1]) == 1)
+        ladder.expect([.ack, .psh], seq: 1, length: 1)
+        for code in UInt8(0)...5 where code != 4 {
+            var quoted: [UInt8] = [0x45, 0, 0, 41, 0, 1, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]
+            quoted += big(ladder.stackPort) + big(ladder.peerPort) + big(ladder.stackISN! &+ 1)
+            var icmp: [UInt8] = [3, code, 0, 0, 0, 0, 0, 0] + quoted
+            let sum = checksum(icmp)
+            icmp[2] = UInt8(sum >> 8)
+            icmp[3] = UInt8(sum & 255)
+            ladder.send(ip: 1, payload: icmp)
+        }
+        ladder.settle()
+        #expect(socket.isConnected)
+        #expect(socket.pendingError == 0)
+        ladder.finish()
+    }
+}

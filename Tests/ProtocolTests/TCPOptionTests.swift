@@ -1,0 +1,132 @@
+import Kernel
+import Lab
+import PluginAPI
+import Testing
+
+@Suite struct TCPOptionTests {
+    /// A passive connection with timestamps; the peer's clock stands at 5000.
+    private func acceptWithTimestamps(_ ladder: Ladder) throws -> Socket {
+        ladder.peerTimestamp = 5000
+        return try ladder.accept(scale: 7)
+    }
+
+    @Test func timestampsAreEchoedOnceAgreedOn() throws {
+        let ladder = try Ladder(["quickacks": "0"])
+        let socket = try acceptWithTimestamps(ladder)
+        #expect(socket.write([1]) == 1)
+        #expect(ladder.expect([.ack, .psh], seq: 1, length: 1)?.timestamp?.echo == 5000)
+        ladder.peerTimestamp = 5100
+        ladder.inject(.ack, seq: 1, ack: 2, length: 1460)
+        ladder.peerTimestamp = 5200
+        ladder.inject(.ack, seq: 1461, ack: 2, length: 1460)
+        // The delayed acknowledgment echoes the first of the two (RFC 7323, 4.3).
+        #expect(ladder.expect(.ack, seq: 2, ack: 2921)?.timestamp?.echo == 5100)
+        ladder.finish()
+    }
+
+    @Test func segmentsWithTimestampsAreTwelveBytesShorter() throws {
+        let ladder = try Ladder()
+        let socket = try acceptWithTimestamps(ladder)
+        #expect(socket.write(pattern(1..<2001)) == 2000)
+        ladder.expect(.ack, seq: 1, length: 1448)
+        ladder.expect([.ack, .psh], seq: 1449, length: 552)
+        ladder.finish()
+    }
+
+    @Test func anOldTimestampProtectsAgainstWrappedNumbers() throws {
+        let ladder = try Ladder()
+        let socket = try acceptWithTimestamps(ladder)
+        ladder.peerTimestamp = 4999
+        ladder.inject(.ack, seq: 1, ack: 1, length: 10)
+        ladder.expect(.ack, seq: 1, ack: 1)
+        #expect(socket.read() == nil)
+        #expect(ladder.counter("pawsdrop") == 1)
+        // But a reset counts without one.
+        ladder.inject(.rst, seq: 1)
+        #expect(socket.isDisconnected)
+        ladder.finish()
+    }
+
+    @Test func aSegmentWithoutTheTimestampIsDropped() throws {
+        let ladder = try Ladder()
+        let socket = try acceptWithTimestamps(ladder)
+        ladder.peerTimestamp = nil
+        ladder.inject(.ack, seq: 1, ack: 1, length: 10)
+        ladder.expectNothing()
+        #expect(socket.read() == nil)
+        ladder.finish()
+    }
+
+    @Test func thePeersWindowScaleCounts() throws {
+        let ladder = try Ladder()
+        let socket = try ladder.accept(window: 1000, scale: 4)
+        // The handshake's last step said 1000 << 4.
+        #expect(socket.write(pattern(1..<30_001)) == 30_000)
+        #expect(ladder.takeAll().reduce(0) { $0 + $1.payload.count } == 14_600)
+        ladder.finish()
+    }
+
+    @Test func optionsAreReadBack() throws {
+        let ladder = try Ladder()
+        let socket = try ladder.accept()
+        func get(_ name: Int32) -> Int32 {
+            let (error, value) = socket.getOption(level: 6, name: name, capacity: 4)
+            #expect(error == 0)
+            return value.withUnsafeBytes { $0.loadUnaligned(as: Int32.self) }
+        }
+        #expect(get(1) == 0)
+        #expect(socket.setOption(level: 6, name: 1, [1, 0, 0, 0]) == 0)
+        #expect(get(1) == 1)
+        #expect(get(2) == 1460)
+        #expect(get(4) == 7200)
+        let (error, name) = socket.getOption(level: 6, name: 13, capacity: 16)
+        #expect(error == 0)
+        #expect(String(decoding: name.prefix { $0 != 0 }, as: UTF8.self) == "newreno")
+        #expect(socket.setOption(level: 6, name: 13, Array("cubic".utf8)) == 2)
+        #expect(socket.setOption(level: 6, name: 13, Array("reno".utf8)) == 0)
+        #expect(socket.setOption(level: 6, name: 999, [0, 0, 0, 0]) == 92)
+        ladder.finish()
+    }
+
+    @Test func tcpInfoHasLinuxsLayout() throws {
+        let ladder = try Ladder()
+        let socket = try ladder.accept()
+        ladder.inject([.ack, .psh], seq: 1, ack: 1, length: 100)
+        let (error, info) = socket.getOption(level: 6, name: 11, capacity: 104)
+        #expect(error == 0)
+        #expect(info.count == 104)
+        #expect(info[0] == 1, "TCP_ESTABLISHED")
+        #expect(info.withUnsafeBytes { $0.loadUnaligned(fromByteOffset: 16, as: UInt32.self) } == 1460)
+        #expect(info.withUnsafeBytes { $0.loadUnaligned(fromByteOffset: 80, as: UInt32.self) } == 10)
+        ladder.finish()
+    }
+
+    @Test func theDescriptionIsJSON() throws {
+        let ladder = try Ladder()
+        let socket = try ladder.accept()
+        let text = socket.describe()
+        #expect(text.hasPrefix("{\"state\":\"ESTABLISHED\""))
+        #expect(text.hasSuffix("}"))
+        #expect(text.contains("\"cwnd\":14600"))
+        ladder.finish()
+    }
+
+    @Test func initialNumbersDifferByTupleAndAreReproducible() throws {
+        func numbers() throws -> [UInt32] {
+            let ladder = try Ladder(seed: 7)
+            _ = try ladder.listener()
+            var numbers: [UInt32] = []
+            for port in UInt16(4000)..<4004 {
+                ladder.stackISN = nil
+                ladder.inject(.syn, seq: 0, port: port)
+                ladder.expect([.syn, .ack], ack: 1)
+                numbers.append(ladder.stackISN!)
+            }
+            ladder.finish()
+            return numbers
+        }
+        let first = try numbers()
+        #expect(Set(first).count == 4)
+        #expect(try numbers() == first)
+    }
+}

@@ -88,10 +88,10 @@ struct HostCommand: ParsableCommand {
     }
 
     private func serve() throws {
-        setvbuf(stdout, nil, _IOLBF, 0)
+        // Lines appear as they are written, in a log file too.
+        alps_line_buffered_output()
         signal(SIGPIPE, SIG_IGN)
         raiseDescriptorLimit()
-        let started = DispatchTime.now()
         let kernel = Kernel(KernelConfiguration(name: name))
         let reactor = try Reactor(kernel: kernel)
         kernel.reactor = reactor
@@ -102,7 +102,7 @@ struct HostCommand: ParsableCommand {
 
         print("Alps \(HostVersion.text) #\(getpid()): stack '\(name)'")
         print("real memory limit: mbufs \(kernel.configuration.mbufLimit >> 20) MiB")
-        kernel.installQueries(version: HostVersion.text, started: started.uptimeNanoseconds)
+        kernel.installQueries(version: HostVersion.text)
         try kernel.interfaces.addLoopback()
         print("lo0: 127.0.0.1/8 mtu 65535")
         try loadPlugins(kernel)
@@ -112,7 +112,7 @@ struct HostCommand: ParsableCommand {
         }
         try bringUpInterface(kernel)
 
-        reactor.onSignals([SIGTERM, SIGINT]) { reactor.stop() }
+        reactor.onSignals([SIGTERM, SIGINT]) { [unowned reactor] in reactor.stop() }
         try server.start()
         print("control socket: \(server.path)")
         print("ready")
@@ -155,8 +155,7 @@ struct HostCommand: ParsableCommand {
     private func bringUpInterface(_ kernel: Kernel) throws {
         let interfaceName = String(interface.dropFirst(4))
         let tap = try Tap(name: interfaceName, kernel: kernel)
-        var device: Device = tap
-        if let link { device = try EmulatedLink.wrapping(tap, spec: LinkSpec(parsing: link), kernel: kernel) }
+        let device: Device = try link.map { LinkedDevice(tap, spec: try LinkSpec(parsing: $0), kernel: kernel) } ?? tap
         let hardware = try hwaddr.map(HardwareAddress.init(parsing:)) ?? HardwareAddress.random(kernel.random)
         let interface = try kernel.interfaces.add(name: interfaceName, device: device, hardware: hardware, mtu: mtu ?? 1500)
         if let capture { try interface.startCapture(path: capture) }

@@ -80,7 +80,7 @@ struct UpCommand: ParsableCommand {
     /// Starts `alps host` in a session of its own and waits until it says that it is ready.
     private func startHost(log: String, madeNamespace: String?) throws -> pid_t {
         var ready: [Int32] = [0, 0]
-        guard pipe(&ready) == 0 else { throw failure("pipe: \(String(cString: strerror(errno)))") }
+        guard pipe2(&ready, O_CLOEXEC) == 0 else { throw failure("pipe: \(String(cString: strerror(errno)))") }
         let output = open(log, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o644)
         guard output >= 0 else { throw failure("cannot write \(log): \(String(cString: strerror(errno)))") }
         let arguments =
@@ -93,10 +93,9 @@ struct UpCommand: ParsableCommand {
         posix_spawn_file_actions_adddup2(&actions, output, 1)
         posix_spawn_file_actions_adddup2(&actions, output, 2)
         posix_spawn_file_actions_adddup2(&actions, ready[1], 3)
-        posix_spawn_file_actions_addclosefrom_np(&actions, 4)
         var attributes = posix_spawnattr_t()
         posix_spawnattr_init(&attributes)
-        posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETSID))
+        posix_spawnattr_setflags(&attributes, Int16(alps_POSIX_SPAWN_SETSID))
         var pid: pid_t = 0
         var argv = arguments.map { strdup($0) } + [nil]
         defer { argv.forEach { free($0) } }

@@ -89,7 +89,8 @@ import Testing
         ladder.inject(.ack, seq: 1, ack: 1, length: 400)
         ladder.inject(.ack, seq: 301, ack: 1, length: 150)
         ladder.run(50)
-        #expect(ladder.takeAll().last.map { ladder.acknowledgment(of: $0) } == 451)
+        let last = try #require(ladder.takeAll().last)
+        #expect(ladder.acknowledgment(of: last) == 451)
         #expect(socket.read() == pattern(1..<451))
         ladder.finish()
     }
@@ -221,14 +222,15 @@ import Testing
         var gaps: [UInt64] = []
         var last = ladder.clock
         for _ in 0..<20 {
-            #expect(ladder.network.run(limit: 70_000_000_000, until: { !ladder.sent.isEmpty }))
+            let hasSent = ladder.network.run(limit: 70_000_000_000, until: { !ladder.sent.isEmpty })
+            #expect(hasSent)
             let probe = try #require(ladder.expect(.ack, seq: 1001, length: nil))
             #expect(probe.payload.count == 1)
             gaps.append(ladder.clock - last)
             last = ladder.clock
             ladder.inject(.ack, seq: 1, ack: 1001, window: 0)
         }
-        #expect(zip(gaps, gaps.dropFirst()).allSatisfy { $0 <= $1 })
+        #expect(gaps == gaps.sorted())
         #expect(gaps.last == 60_000_000_000)
         #expect(socket.isConnected)
         ladder.inject(.ack, seq: 1, ack: 1001, window: 5000)

@@ -262,6 +262,9 @@ final class Ladder {
         return socket
     }
 
+    /// Sockets of the stack that are not listeners.
+    var connectionSockets: Int { stack.sockets.all.count { !$0.isListening } }
+
     func counter(_ name: String) -> UInt64 { stack.counters.value("tcp", name) ?? 0 }
 }
 

@@ -17,6 +17,7 @@
 #include <poll.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -48,6 +49,8 @@ static const int alps_F_SEAL_SEAL = 1;
 static const int alps_F_SEAL_SHRINK = 2;
 static const int alps_F_SEAL_GROW = 4;
 static const int alps_SCM_CREDENTIALS = 2;
+static const int alps_SO_COOKIE = 57;
+static const short alps_POSIX_SPAWN_SETSID = 0x80;
 static const int alps_EPOLLRDHUP = 0x2000;
 static const int alps_POLLRDHUP = 0x2000;
 
@@ -126,5 +129,8 @@ static inline int alps_ioctl_nonblocking(int fd) {
     int on = 1;
     return ioctl(fd, FIONBIO, &on);
 }
+
+/// stdout is a global that Swift 6 does not let anybody touch.
+static inline void alps_line_buffered_output(void) { setvbuf(stdout, NULL, _IOLBF, 0); }
 
 #endif

@@ -9,6 +9,8 @@ class Channel: SocketChannel {
     unowned let socket: Socket
     /// The host's end of the pair, -1 once closed.
     private(set) var descriptor: Int32
+    /// SO_COOKIE of the application's end, by which a holder proves possession.
+    let cookie: UInt64
     private let watcher = Watcher()
     /// Events that the pair may still have for us; edge-triggered.
     private final class Watcher: ReadyHandler {
@@ -20,8 +22,9 @@ class Channel: SocketChannel {
         }
     }
 
-    init(_ socket: Socket, descriptor: Int32) throws {
+    init(_ socket: Socket, descriptor: Int32, cookie: UInt64) throws {
         self.socket = socket
+        self.cookie = cookie
         kernel = socket.kernel
         self.descriptor = descriptor
         super.init()

@@ -6,7 +6,8 @@ import PluginAPI
 
 /// The operations of client.h.
 enum ClientRequests {
-    static func execute(_ session: Session, _ frame: alps_frame, _ payload: [UInt8]) {
+    /// `possession`: a descriptor that came beside the frame, or -1; the caller closes it.
+    static func execute(_ session: Session, _ frame: alps_frame, _ payload: [UInt8], possession: Int32) {
         let kernel = session.kernel
         switch UInt32(frame.op) {
         case UInt32(ALPS_OP_SOCKET): return makeSocket(session, frame, payload)
@@ -22,17 +23,25 @@ enum ClientRequests {
             return ioctl(session, frame, payload, nil)
         default: break
         }
-        guard let socket = kernel.sockets.find(SocketHandle(rawValue: frame.socket)), mayUse(session, socket) else {
+        guard let socket = kernel.sockets.find(SocketHandle(rawValue: frame.socket)), !socket.isClosed else {
             return session.reply(frame, error: EBADF)
         }
+        if UInt32(frame.op) == UInt32(ALPS_OP_ATTACH), possession >= 0,
+            let channel = socket.channel as? Channel, SocketPair.cookie(possession) == channel.cookie
+        {
+            session.files.insert(socket.handle)
+        }
+        guard mayUse(session, socket) else { return session.reply(frame, error: EBADF) }
         // What was written before the request counts before it.
         (socket.channel as? Channel)?.drain()
         onSocket(session, frame, payload, socket)
     }
 
-    /// Sockets are used by whoever holds their descriptor. The handle stands for it among processes of one user.
+    /// Sockets are used by whoever holds their descriptor: made here, accepted from a listener held here, or proved by
+    /// ATTACH. Among processes of one user the handle is proof enough.
     private static func mayUse(_ session: Session, _ socket: Socket) -> Bool {
-        !socket.isClosed && (session.uid == socket.owner.uid || session.uid == 0)
+        session.uid == socket.owner.uid || session.uid == 0 || session.files.contains(socket.handle)
+            || socket.madeBy.map(session.files.contains) == true
     }
 
     // MARK: Making
@@ -70,8 +79,8 @@ enum ClientRequests {
             stack: socket.kernel.name, seeded: socket.isStream)
         do {
             socket.channel = socket.isStream
-                ? try InBandStreamChannel(socket, descriptor: pair.host, isAccepted: false)
-                : try InBandDatagramChannel(socket, descriptor: pair.host)
+                ? try InBandStreamChannel(socket, descriptor: pair.host, cookie: pair.cookie, isAccepted: false)
+                : try InBandDatagramChannel(socket, descriptor: pair.host, cookie: pair.cookie)
         } catch {
             close(pair.host)
             close(pair.application)
@@ -140,11 +149,12 @@ enum ClientRequests {
         let status = socket.listen(backlog)
         guard status == 0, !wasListening, let old = socket.channel as? Channel else { return status }
         do {
+            let cookie = old.cookie
             let descriptor = old.release()
             // A queue of connections, each with a descriptor in flight, wants more room than bytes do.
             var size = Int32(1 << 20)
             setsockopt(descriptor, SOL_SOCKET, SO_SNDBUFFORCE, &size, socklen_t(4))
-            socket.channel = try InBandListenerChannel(socket, descriptor: descriptor)
+            socket.channel = try InBandListenerChannel(socket, descriptor: descriptor, cookie: cookie)
         } catch { return ENOMEM }
         return 0
     }

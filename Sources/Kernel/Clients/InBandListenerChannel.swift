@@ -26,7 +26,8 @@ final class InBandListenerChannel: Channel {
         }
         while true {
             if handingOut == nil { handingOut = next() }
-            guard var (info, descriptor) = handingOut else { return }
+            guard let (waiting, descriptor) = handingOut else { return }
+            var info = waiting
             let sent = alps_send_with_fd(self.descriptor, &info, MemoryLayout<alps_socket_info>.size, descriptor)
             if sent < 0, errno == EAGAIN || errno == ETOOMANYREFS || errno == ENOBUFS { return }
             handingOut = nil
@@ -42,7 +43,7 @@ final class InBandListenerChannel: Channel {
                 let pair = try SocketPair(
                     type: Int32(SOCK_STREAM.rawValue), handle: child.handle, stack: kernel.name, seeded: true)
                 do {
-                    child.channel = try InBandStreamChannel(child, descriptor: pair.host, isAccepted: true)
+                    child.channel = try InBandStreamChannel(child, descriptor: pair.host, cookie: pair.cookie, isAccepted: true)
                 } catch {
                     close(pair.host)
                     close(pair.application)

@@ -19,9 +19,9 @@ final class InBandStreamChannel: Channel {
     private static let budget = 1 << 20
 
     /// `isAccepted`: a connection that is there already.
-    init(_ socket: Socket, descriptor: Int32, isAccepted: Bool) throws {
+    init(_ socket: Socket, descriptor: Int32, cookie: UInt64, isAccepted: Bool) throws {
         failsByClosing = isAccepted
-        try super.init(socket, descriptor: descriptor)
+        try super.init(socket, descriptor: descriptor, cookie: cookie)
     }
 
     /// A non-blocking connect has begun, with `bytes` of filler in the pair.

@@ -88,10 +88,10 @@ package final class Session: ReadyHandler {
                 server.openDoorway(doorway)
                 return end()
             }
-            // Requests carry no descriptors.
+            executed += execute()
+            // Only ATTACH looks at a descriptor, and it has done so.
             for descriptor in passed { close(descriptor) }
             passed.removeAll()
-            executed += execute()
         }
     }
 
@@ -139,7 +139,7 @@ package final class Session: ReadyHandler {
             }
             return
         }
-        ClientRequests.execute(self, frame, payload)
+        ClientRequests.execute(self, frame, payload, possession: passed.first ?? -1)
     }
 
     private func hello(_ frame: alps_frame, _ payload: [UInt8]) -> Bool {

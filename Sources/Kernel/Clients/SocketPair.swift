@@ -8,6 +8,8 @@ import PluginAPI
 struct SocketPair {
     let host: Int32
     let application: Int32
+    /// SO_COOKIE of the application's end: the same for every holder of it, never used again.
+    let cookie: UInt64
 
     /// `type` is SOCK_STREAM or SOCK_SEQPACKET. A stream's application end gets its seed byte here, see
     /// InBandStreamChannel.
@@ -19,6 +21,11 @@ struct SocketPair {
         host = ends[0]
         application = ends[1]
         _ = alps_ioctl_nonblocking(host)
+        cookie = Self.cookie(ends[1])
+        // The byte that is always left unread may pin a whole kernel buffer (70 KB after sendfile): with the default size
+        // the application's end might then never become writable again.
+        var room: Int32 = 212_992
+        setsockopt(ends[1], SOL_SOCKET, SO_SNDBUF, &room, socklen_t(4))
         var name = sockaddr_un()
         name.sun_family = sa_family_t(AF_UNIX)
         let text = Self.name(handle, stack: stack)
@@ -37,6 +44,13 @@ struct SocketPair {
             close(application)
             throw KernelError(error, "socketpair: \(String(cString: strerror(error)))")
         }
+    }
+
+    static func cookie(_ descriptor: Int32) -> UInt64 {
+        var cookie: UInt64 = 0
+        var length = socklen_t(8)
+        getsockopt(descriptor, SOL_SOCKET, alps_SO_COOKIE, &cookie, &length)
+        return cookie
     }
 
     /// `alps/STACK/HANDLE` (client.h).

@@ -47,6 +47,8 @@ package final class Socket {
     var handshakes = 0
     /// The listener that made it, until accepted.
     unowned(unsafe) var head: Socket?
+    /// The listener that made it, for good.
+    package internal(set) var madeBy: SocketHandle?
     /// Datagrams waiting, oldest first.
     var datagrams = DatagramQueue()
     /// The urgent byte kept aside.

@@ -314,6 +314,7 @@ package final class SocketLayer {
         to.pointee.flags = from.pointee.flags
         to.pointee.bound_ifindex = from.pointee.bound_ifindex
         child.head = head
+        child.madeBy = head.handle
         child.raw.pointee.listener = head.raw
         head.handshakes += 1
         markAttached(child)

@@ -171,6 +171,8 @@ package struct TunablesReply: Codable {
         package var readOnly: Bool
     }
     package var tunables: [Row]
+
+    package init(tunables: [Row]) { self.tunables = tunables }
 }
 
 package struct TunableRequest: Codable {

@@ -163,11 +163,11 @@ struct HostCommand: ParsableCommand {
             if !noKernelAddress, let gateway {
                 try KernelSide.configure(interface: interfaceName, address: gateway, prefixLength: prefix.length, mtu: mtu)
             } else {
-                try KernelSide.bringUp(interface: interfaceName)
+                try KernelSide.bringUp(interface: interfaceName, mtu: mtu)
             }
             try kernel.interfaces.addAddress(interface, prefix.address, prefixLength: prefix.length)
         } else {
-            try KernelSide.bringUp(interface: interfaceName)
+            try KernelSide.bringUp(interface: interfaceName, mtu: mtu)
         }
         if let gateway, let address = NetworkAddress(gateway) {
             try kernel.routes.addDefault(gateway: address.address, interface: interface)

@@ -189,6 +189,9 @@ enum ClientIoctl {
             guard let way = kernel.interfaces.all.first(where: { !$0.isLoopback }) else { return ENODEV }
             route.ifindex = way.raw.pointee.index
         }
-        return add ? kernel.routes.add(route) : kernel.routes.remove(route)
+        if add { return kernel.routes.add(route) }
+        // Linux tells ESRCH where the table says ENOENT.
+        let status = kernel.routes.remove(route)
+        return status == ENOENT ? ESRCH : status
     }
 }

@@ -76,7 +76,8 @@ func socketInformation(_ socket: Socket) -> alps_socket_info {
     info.flags = UInt16(
         (socket.isListening ? ALPS_INFO_LISTENING : 0) | (socket.isConnected ? ALPS_INFO_CONNECTED : 0))
     info.local = clientAddress(socket.localAddress)
-    info.remote = clientAddress(socket.remoteAddress)
+    // Family 0 tells a client that there is no peer.
+    if socket.isConnected { info.remote = clientAddress(socket.remoteAddress) }
     return info
 }
 

@@ -138,6 +138,10 @@ public func shimAccept4(
         // Not ENETDOWN for a host that is gone: accept(2) tells programs to try again then.
         return alps_errno() == ECONNRESET ? fail(EINVAL) : -1
     }
+    if got == 0 {
+        // The host is gone, and poll() will say so again at once: a server's loop must not spin on it.
+        _ = alps_sys_poll(-1, 0, 100)
+    }
     guard got == MemoryLayout<alps_socket_info>.size else {
         if accepted >= 0 { _ = alps_sys_close(accepted) }
         return fail(got == 0 ? EINVAL : EPROTO)

@@ -59,13 +59,16 @@ class Stack:
             ["ip", "netns", "exec", self.netns, ALPS, "host", "--name", self.name, "--socket", self.socket,
              "--interface", "tap:tap0", "--address", f"{STACK}/24", "--gateway", KERNEL, *options],
             stdout=open(self.log, "w"), stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
-        wait_until(lambda: os.path.exists(self.socket) or self.host.poll() is not None, what="start of the host")
+        wait_until(lambda: "ready\n" in self.log.read_text() or self.host.poll() is not None, what="start of the host")
         assert self.host.poll() is None, self.log.read_text()
 
     def stop(self):
         for child in self.children:
-            if child.poll() is None:
-                child.kill()
+            # Servers have children of their own.
+            try:
+                os.killpg(child.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
             child.wait()
         if self.host.poll() is None:
             self.host.send_signal(signal.SIGTERM)
@@ -103,7 +106,7 @@ class Stack:
         options.setdefault("stdin", subprocess.DEVNULL)
         options.setdefault("stdout", subprocess.PIPE)
         options.setdefault("stderr", subprocess.STDOUT)
-        child = subprocess.Popen(argv, text=True, **options)
+        child = subprocess.Popen(argv, text=True, start_new_session=True, **options)
         self.children.append(child)
         return child
 

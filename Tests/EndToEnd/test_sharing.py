@@ -29,9 +29,10 @@ def test_processes_talk_over_lo0(stack):
 import socket, sys
 for host in ("127.0.0.1", sys.argv[1]):
     with socket.create_connection((host, 7000)) as s:
+        peer = s.getpeername()
         s.sendall(b"hello")
         s.shutdown(socket.SHUT_WR)
-        print(s.recv(100).decode(), s.getpeername())
+        print(s.recv(100).decode(), peer)
 """
     lines = stack.run("python3", "-c", client, STACK).stdout.splitlines()
     assert lines == ["HELLO ('127.0.0.1', 7000)", f"HELLO ('{STACK}', 7000)"]

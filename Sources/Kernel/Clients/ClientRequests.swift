@@ -24,7 +24,7 @@ enum ClientRequests {
         default: break
         }
         guard let socket = kernel.sockets.find(SocketHandle(rawValue: frame.socket)), !socket.isClosed else {
-            return session.reply(frame, error: EBADF)
+            return onEndedSocket(session, frame, payload)
         }
         if UInt32(frame.op) == UInt32(ALPS_OP_ATTACH), possession >= 0,
             let channel = socket.channel as? Channel, SocketPair.cookie(possession) == channel.cookie
@@ -90,6 +90,30 @@ enum ClientRequests {
     }
 
     // MARK: About a socket
+
+    /// A connection whose both directions have ended answers as Linux's do in TIME-WAIT.
+    private static func onEndedSocket(_ session: Session, _ frame: alps_frame, _ payload: [UInt8]) {
+        guard let name = session.kernel.server?.lastName(SocketHandle(rawValue: frame.socket)) else {
+            return session.reply(frame, error: EBADF)
+        }
+        switch UInt32(frame.op) {
+        case UInt32(ALPS_OP_GETSOCKNAME): session.reply(frame, bytes(name))
+        case UInt32(ALPS_OP_GETSOCKOPT):
+            let request = load(payload, alps_sockopt_request.self)
+            let isError = request?.level == SOL_SOCKET && request?.name == SO_ERROR
+            session.reply(frame, error: isError ? 0 : EINVAL, isError ? bytes(Int32(0)) : [])
+        case UInt32(ALPS_OP_SETSOCKOPT), UInt32(ALPS_OP_FORGET): session.reply(frame)
+        case UInt32(ALPS_OP_ATTACH):
+            var info = alps_socket_info()
+            info.handle = frame.socket
+            info.domain = UInt16(AF_INET)
+            info.type = UInt16(ALPS_SOCK_STREAM)
+            info.protocol = 6
+            info.local = name
+            session.reply(frame, bytes(info))
+        default: session.reply(frame, error: ENOTCONN)
+        }
+    }
 
     private static func onSocket(_ session: Session, _ frame: alps_frame, _ payload: [UInt8], _ socket: Socket) {
         switch UInt32(frame.op) {

@@ -144,6 +144,25 @@ package final class ControlServer {
 
     func closed(_ doorway: Doorway) { doorways[ObjectIdentifier(doorway)] = nil }
 
+    // MARK: Sockets that have ended
+
+    private var tombstones: [SocketHandle: alps_client_sockaddr] = [:]
+    private var tombstoneOrder: [SocketHandle] = []
+    private static let maximumTombstones = 4096
+
+    /// Both directions have ended and the socket is given up; a process may still hold its end and ask about it.
+    func remember(_ socket: Socket) {
+        if tombstoneOrder.count >= Self.maximumTombstones {
+            for handle in tombstoneOrder.prefix(Self.maximumTombstones / 2) { tombstones[handle] = nil }
+            tombstoneOrder.removeFirst(Self.maximumTombstones / 2)
+        }
+        tombstones[socket.handle] = clientAddress(socket.localAddress)
+        tombstoneOrder.append(socket.handle)
+    }
+
+    /// The local name that a socket had whose both directions have ended.
+    func lastName(_ handle: SocketHandle) -> alps_client_sockaddr? { tombstones[handle] }
+
     func pairOpened() {
         pairs += 1
         peakPairs = max(peakPairs, pairs)

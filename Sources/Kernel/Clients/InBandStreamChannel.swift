@@ -143,7 +143,19 @@ final class InBandStreamChannel: Channel {
             var length = socklen_t(4)
             getsockopt(descriptor, SOL_SOCKET, SO_ERROR, &error, &length)
             let unread = error == ECONNRESET || socket.receiveAvailable > 0 || socket.isConnecting
-            if unread { socket.abort() } else { socket.close() }
+            if unread {
+                socket.abort()
+            } else {
+                if endOfStreamTold {
+                    // Both directions have ended. The kernel does not tell whether the application has closed or only
+                    // shut down writing; either way there is nothing left to say to it. Without the carry byte our
+                    // closing is a clean end.
+                    discard(1)
+                    kernel.server?.remember(socket)
+                    closePair()
+                }
+                socket.close()
+            }
         } else if socket.isConnected, !socket.cannotSendMore {
             _ = socket.shutdown(Int32(ALPS_SHUT_WR))
         }

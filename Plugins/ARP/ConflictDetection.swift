@@ -10,9 +10,10 @@ struct Claim {
     var phase: Phase
     /// Probes or announcements sent in this phase.
     var sent: UInt32
-    /// When a conflict was seen last, ns; 0 never.
-    var lastConflict: UInt64
-    var conflicts: UInt32
+    /// When the address was defended last, ns; 0 never.
+    var lastDefense: UInt64
+    /// Times the address has been given up.
+    var losses: UInt32
 
     enum Phase: UInt8 {
         case probing, announcing, held, lost
@@ -64,7 +65,8 @@ extension UnsafeMutablePointer where Pointee == Instance {
         pointee.claims = claim
         if setting(.detection) != 0 {
             claim.pointee.phase = .probing
-            setFlags(claim, ALPS_IFA_TENTATIVE)
+            // Unless it may be used at once, nobody is to send from it or to answer for it yet.
+            setFlags(claim, setting(.optimistic) != 0 ? ALPS_IFA_TENTATIVE : ALPS_IFA_TENTATIVE | ALPS_IFA_DUPLICATE)
             arm(claim, services.random % Timing.probeWait)
         } else {
             claim.pointee.phase = .announcing
@@ -72,8 +74,31 @@ extension UnsafeMutablePointer where Pointee == Instance {
         }
     }
 
+    /// All addresses of an interface that is there, or up again.
+    func claimAll(_ ifnet: UnsafePointer<alps_ifnet>) {
+        guard ifnet.pointee.flags & ALPS_IFF_UP != 0, let addresses = ifnet.pointee.addresses else { return }
+        for place in 0..<Int(ifnet.pointee.address_count) { claim(ifnet, addresses + place) }
+    }
+
     func release(_ ifnet: UnsafePointer<alps_ifnet>, _ address: UnsafePointer<alps_ifaddr>) {
         if let claim = find(ifnet.pointee.index, ifaddr(address)) { removeClaim(claim) }
+    }
+
+    func releaseAll(_ ifnet: UnsafePointer<alps_ifnet>) {
+        var claim = pointee.claims
+        while let current = claim {
+            claim = current.pointee.next
+            if current.pointee.ifindex == ifnet.pointee.index { removeClaim(current) }
+        }
+    }
+
+    /// Our link address has changed: others should know.
+    func announceAll(_ ifnet: UnsafePointer<alps_ifnet>) {
+        var claim = pointee.claims
+        while let current = claim {
+            claim = current.pointee.next
+            if current.pointee.ifindex == ifnet.pointee.index, current.pointee.phase == .held { announce(ifnet, current) }
+        }
     }
 
     func removeClaim(_ claim: ClaimPointer) {
@@ -128,7 +153,7 @@ extension UnsafeMutablePointer where Pointee == Instance {
             }
         case .held: break
         case .lost:
-            // Section 2.1.1: after a conflict the address is tried again, not too often.
+            // The address has been configured, so it is tried again, not too often (section 2.1.1).
             claim.pointee.phase = .probing
             claim.pointee.sent = 0
             claimTimer(claim)
@@ -144,32 +169,45 @@ extension UnsafeMutablePointer where Pointee == Instance {
 
     /// Somebody else sends from one of our addresses. True if the packet has been dealt with.
     func conflicts(_ ifnet: UnsafePointer<alps_ifnet>, _ sender: UInt32, _ hardware: UnsafePointer<UInt8>) -> Bool {
-        guard let claim = find(ifnet.pointee.index, sender) else { return false }
+        guard let claim = find(ifnet.pointee.index, sender), !isOurs(hardware) else { return false }
         count(.conflicts)
         switch claim.pointee.phase {
         case .probing: lose(claim)
-        case .lost: break
+        case .lost:
+            // It is the other's by now, and we may want to talk to him.
+            return false
         case .announcing, .held:
-            // Section 2.4 (b): defend once, and give up if it happens again soon after.
+            // Section 2.4 (b): defend once, and give up if it happens again soon after; (c): or never give up, but
+            // never defend more often either.
             let now = services.now
-            if claim.pointee.lastConflict != 0, now &- claim.pointee.lastConflict < Timing.defendInterval,
-                setting(.alwaysDefend) == 0
-            {
-                lose(claim)
-            } else {
+            if claim.pointee.lastDefense == 0 || now &- claim.pointee.lastDefense >= Timing.defendInterval {
                 services.log(ALPS_LOG_WARNING, "another host uses an address of ours: defending it")
-                if claim.pointee.lastConflict == 0 || now &- claim.pointee.lastConflict >= Timing.defendInterval {
-                    announce(ifnet, claim)
-                }
-                claim.pointee.lastConflict = now
+                announce(ifnet, claim)
+                claim.pointee.lastDefense = now
+            } else if setting(.alwaysDefend) == 0 {
+                lose(claim)
             }
         }
         return true
     }
 
+    /// One of this stack's own link addresses: two interfaces may be on one link.
+    private func isOurs(_ hardware: UnsafePointer<UInt8>) -> Bool {
+        var index: UInt32 = 1
+        let last = lastInterface
+        while index <= last {
+            if let ifnet = ifnet(index), ifnet.pointee.type == ALPS_IFT_ETHER, hasHardware(ifnet, hardware) { return true }
+            index += 1
+        }
+        return false
+    }
+
     /// Somebody else probes for an address that we are probing for (section 2.1.1).
-    func probeConflicts(_ ifnet: UnsafePointer<alps_ifnet>, _ target: UInt32) -> Bool {
+    func probeConflicts(
+        _ ifnet: UnsafePointer<alps_ifnet>, _ target: UInt32, _ hardware: UnsafePointer<UInt8>
+    ) -> Bool {
         guard let claim = find(ifnet.pointee.index, target), claim.pointee.phase == .probing else { return false }
+        guard !isOurs(hardware) else { return false }
         count(.conflicts)
         lose(claim)
         return true
@@ -177,12 +215,13 @@ extension UnsafeMutablePointer where Pointee == Instance {
 
     private func lose(_ claim: ClaimPointer) {
         claim.pointee.phase = .lost
-        claim.pointee.conflicts += 1
+        claim.pointee.losses += 1
+        claim.pointee.lastDefense = 0
         claim.pointee.sent = 0
         setFlags(claim, ALPS_IFA_DUPLICATE)
         services.log(ALPS_LOG_ERROR, "an address of ours is used by another host: not using it")
         arm(
             claim,
-            claim.pointee.conflicts > Timing.maximumConflicts ? Timing.rateLimitInterval : Timing.defendInterval)
+            claim.pointee.losses > Timing.maximumConflicts ? Timing.rateLimitInterval : Timing.defendInterval)
     }
 }

@@ -19,8 +19,6 @@ struct Neighbor {
     var tries: UInt32
     /// ns; when a failed resolution may be tried again, or a good entry lapses.
     var until: UInt64
-    /// Asked by unicast before an entry in use lapses.
-    var isVerifying: Bool
     var wasUsed: Bool
 }
 
@@ -101,6 +99,8 @@ extension UnsafeMutablePointer where Pointee == Instance {
     private func timer(_ entry: NeighborPointer) -> UnsafeMutablePointer<alps_callout> {
         withUnsafeMutablePointer(to: &entry.pointee.timer) { $0 }
     }
+
+    func disarm(_ entry: NeighborPointer) { services.disarm(timer(entry)) }
 
     func removeAllNeighbors() {
         for index in 0..<Instance.bucketCount {
@@ -187,7 +187,7 @@ extension UnsafeMutablePointer where Pointee == Instance {
     private func sendTry(_ entry: NeighborPointer) {
         entry.pointee.tries += 1
         sendRequest(entry.pointee.ifindex, entry.pointee.address, to: nil)
-        // 1 s, then doubled: a host that is down is not asked more often than it has to be.
+        // After 1 s, then doubled: a host that is down is not asked more often than it has to be.
         let shift = UInt64(entry.pointee.tries - 1)
         services.arm(
             timer(entry), delay: ALPS_NSEC_PER_SEC << min(shift, 3), function: TimerFunction.neighbor,
@@ -200,29 +200,12 @@ extension UnsafeMutablePointer where Pointee == Instance {
             removeNeighbor(entry)
             return
         }
-        if entry.pointee.flags & ALPS_NEIGHBOR_RESOLVED != 0 {
-            // Aged. One in use is asked by unicast first (RFC 1122, 2.3.2.1), so that traffic does not stall.
-            guard entry.pointee.wasUsed, !entry.pointee.isVerifying else {
-                removeNeighbor(entry)
-                return
-            }
-            entry.pointee.isVerifying = true
-            withUnsafeBytes(of: entry.pointee.hardware) { bytes in
-                guard let base = bytes.baseAddress else { return }
-                sendRequest(
-                    entry.pointee.ifindex, entry.pointee.address, to: base.assumingMemoryBound(to: UInt8.self))
-            }
-            services.arm(
-                timer(entry), delay: 3 * ALPS_NSEC_PER_SEC, function: TimerFunction.neighbor,
-                argument: UnsafeMutableRawPointer(entry))
-            return
-        }
+        if entry.pointee.flags & ALPS_NEIGHBOR_RESOLVED != 0 { return verify(entry) }
         if Int64(entry.pointee.tries) < setting(.maximumTries) {
             sendTry(entry)
             return
         }
         // Nobody answers.
-        dropHeld(entry)
         count(.timeouts)
         entry.pointee.flags |= ALPS_NEIGHBOR_FAILED
         let wait = UInt64(truncatingIfNeeded: setting(.downTime))
@@ -230,6 +213,56 @@ extension UnsafeMutablePointer where Pointee == Instance {
         services.arm(
             timer(entry), delay: wait &+ 10 * ALPS_NSEC_PER_SEC, function: TimerFunction.neighbor,
             argument: UnsafeMutableRawPointer(entry))
+        reportHeld(entry)
+    }
+
+    /// Aged. One in use is asked by unicast before it goes (RFC 1122, section 2.3.2.1), so that traffic does not stall.
+    private func verify(_ entry: NeighborPointer) {
+        guard entry.pointee.wasUsed, Int64(entry.pointee.tries) < setting(.maximumTries) else {
+            return removeNeighbor(entry)
+        }
+        entry.pointee.tries += 1
+        var hardware = entry.pointee.hardware
+        withUnsafeBytes(of: &hardware) { bytes in
+            guard let base = bytes.baseAddress else { return }
+            sendRequest(entry.pointee.ifindex, entry.pointee.address, to: base.assumingMemoryBound(to: UInt8.self))
+        }
+        services.arm(
+            timer(entry), delay: ALPS_NSEC_PER_SEC, function: TimerFunction.neighbor,
+            argument: UnsafeMutableRawPointer(entry))
+    }
+
+    /// The packets that waited in vain: their senders, who are here, are told by ICMP (RFC 1122, section 3.3.1.4), which
+    /// goes over lo0's queue.
+    private func reportHeld(_ entry: NeighborPointer) {
+        var next = entry.pointee.heldFirst
+        entry.pointee.heldFirst = nil
+        entry.pointee.heldLast = nil
+        entry.pointee.heldCount = 0
+        let ops = services.mbuf
+        let pool = services.mbufCell.instance
+        while let packet = next {
+            next = packet.pointee.nextpkt
+            packet.pointee.nextpkt = nil
+            guard let cell = pointee.errorCell, cell.isProvided, packet.pointee.length >= 20,
+                isOurs(UnsafeRawPointer(packet.pointee.data).loadUnaligned(fromByteOffset: 12, as: UInt32.self))
+            else {
+                ops.pointee.free_packet(pool, packet)
+                continue
+            }
+            cell.ops(alps_neterror_ops.self).pointee.send(cell.instance, packet, 3, 1, 0)
+        }
+    }
+
+    /// An address of this stack, on any interface.
+    private func isOurs(_ address: UInt32) -> Bool {
+        var index: UInt32 = 1
+        let last = lastInterface
+        while index <= last {
+            if let ifnet = ifnet(index), ownAddress(ifnet, address) != nil { return true }
+            index += 1
+        }
+        return false
     }
 
     /// Somebody has told us his address: packets that waited go out.
@@ -240,7 +273,6 @@ extension UnsafeMutablePointer where Pointee == Instance {
         }
         entry.pointee.flags = (entry.pointee.flags | ALPS_NEIGHBOR_RESOLVED) & ~ALPS_NEIGHBOR_FAILED
         entry.pointee.tries = 0
-        entry.pointee.isVerifying = false
         entry.pointee.wasUsed = false
         let lifetime = UInt64(truncatingIfNeeded: setting(.lifetime))
         entry.pointee.until = services.now &+ lifetime
@@ -283,6 +315,8 @@ func neighborAdd(_ context: UnsafeMutableRawPointer, _ neighbor: UnsafePointer<a
     entry.pointee.flags =
         ALPS_NEIGHBOR_STATIC | ALPS_NEIGHBOR_RESOLVED | (neighbor.pointee.flags & ALPS_NEIGHBOR_PUBLISHED)
     entry.pointee.until = 0
+    entry.pointee.tries = 0
+    instance.disarm(entry)
     instance.flushHeld(entry)
     return 0
 }

@@ -28,8 +28,7 @@ extension UnsafeMutablePointer where Pointee == Instance {
             let entry = list + index
             guard entry.pointee.family == UInt16(ALPS_AF_INET), entry.pointee.flags & ALPS_IFA_DUPLICATE == 0 else { continue }
             let address = ifaddr(entry)
-            let length = UInt32(entry.pointee.prefix_length)
-            let mask = length == 0 ? 0 : (UInt32.max << (32 - min(length, 32))).bigEndian
+            let mask = networkMask(entry)
             if address & mask == target & mask { return address }
             if first == 0 { first = address }
         }
@@ -39,6 +38,12 @@ extension UnsafeMutablePointer where Pointee == Instance {
     @inline(__always)
     func ifaddr(_ entry: UnsafePointer<alps_ifaddr>) -> UInt32 {
         withUnsafeBytes(of: entry.pointee.addr) { $0.loadUnaligned(as: UInt32.self) }
+    }
+
+    /// The network mask of an address, as it lies in a packet.
+    private func networkMask(_ entry: UnsafePointer<alps_ifaddr>) -> UInt32 {
+        let length = UInt32(entry.pointee.prefix_length)
+        return length == 0 ? 0 : (UInt32.max << (32 - min(length, 32))).bigEndian
     }
 
     /// Asks who has `target`; by unicast if an address is given, else by broadcast.
@@ -126,9 +131,9 @@ extension UnsafeMutablePointer where Pointee == Instance {
         let target = UnsafeRawPointer(data).loadUnaligned(fromByteOffset: 24, as: UInt32.self)
         count(operation == Packet.request ? .requestsReceived : .repliesReceived)
         // A group address as somebody's own makes no sense; our own packets may come back from a bridge.
-        guard hardware[0] & 1 == 0, !isOwn(ifnet, hardware) else { return }
+        guard hardware[0] & 1 == 0, !isZero(hardware), !hasHardware(ifnet, hardware) else { return }
         if sender != 0, conflicts(ifnet, sender, hardware) { return }
-        if sender == 0, operation == Packet.request, probeConflicts(ifnet, target) { return }
+        if sender == 0, operation == Packet.request, probeConflicts(ifnet, target, hardware) { return }
 
         var merged = false
         if sender != 0, sender != .max, let entry = neighbor(ifnet.pointee.index, sender) {
@@ -142,15 +147,16 @@ extension UnsafeMutablePointer where Pointee == Instance {
         if !merged, sender != 0, sender != .max, isOnLink(own, sender), let entry = makeNeighbor(ifnet.pointee.index, sender) {
             resolved(entry, hardware)
         }
-        // An address that is still being probed is not defended as ours unless it is used all the same.
-        guard operation == Packet.request, own.pointee.flags & ALPS_IFA_TENTATIVE == 0 || setting(.optimistic) != 0 else {
-            return
-        }
+        guard operation == Packet.request else { return }
         send(ifnet, Packet.reply, sender: target, target: sender, targetHardware: hardware, to: hardware)
         count(.repliesSent)
     }
 
-    private func isOwn(_ ifnet: UnsafePointer<alps_ifnet>, _ hardware: UnsafePointer<UInt8>) -> Bool {
+    private func isZero(_ hardware: UnsafePointer<UInt8>) -> Bool {
+        hardware[0] | hardware[1] | hardware[2] | hardware[3] | hardware[4] | hardware[5] == 0
+    }
+
+    func hasHardware(_ ifnet: UnsafePointer<alps_ifnet>, _ hardware: UnsafePointer<UInt8>) -> Bool {
         withUnsafeBytes(of: ifnet.pointee.hardware) { bytes in
             for index in 0..<6 where bytes[index] != hardware[index] { return false }
             return true
@@ -158,8 +164,7 @@ extension UnsafeMutablePointer where Pointee == Instance {
     }
 
     private func isOnLink(_ own: UnsafePointer<alps_ifaddr>, _ address: UInt32) -> Bool {
-        let length = UInt32(own.pointee.prefix_length)
-        let mask = length == 0 ? 0 : (UInt32.max << (32 - min(length, 32))).bigEndian
+        let mask = networkMask(own)
         return ifaddr(own) & mask == address & mask
     }
 

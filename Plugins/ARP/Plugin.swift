@@ -6,13 +6,15 @@ import PluginKit
 /// One instance, in zone memory: plain pointers and numbers, nothing counted by references.
 struct Instance {
     let services: HostServices
+    /// "alps.neterror/1:2": ICMP, if somebody provides it.
+    let errorCell: UnsafePointer<alps_cell>?
     /// Neighbours, hashed by address and interface; see NeighborTable.swift.
-    let buckets: UnsafeMutablePointer<UnsafeMutablePointer<Neighbor>?>
+    var buckets: UnsafeMutablePointer<UnsafeMutablePointer<Neighbor>?>
     var neighborCount = 0
     /// Our own addresses under watch, see ConflictDetection.swift.
     var claims: UnsafeMutablePointer<Claim>?
-    let settings: UnsafeMutablePointer<Int64>
-    let counters: UnsafeMutablePointer<UInt64>
+    var settings: UnsafeMutablePointer<Int64>
+    var counters: UnsafeMutablePointer<UInt64>
 
     static var bucketCount: Int { 256 }
 }
@@ -33,6 +35,11 @@ extension UnsafeMutablePointer where Pointee == Instance {
     func ifnet(_ index: UInt32) -> UnsafePointer<alps_ifnet>? {
         let cell = services.ifnetCell
         return cell.ops(alps_ifnet_ops.self).pointee.get(cell.instance, index)
+    }
+
+    var lastInterface: UInt32 {
+        let cell = services.ifnetCell
+        return cell.ops(alps_ifnet_ops.self).pointee.last_index(cell.instance)
     }
 }
 
@@ -82,13 +89,21 @@ private func create(
     _ result: UnsafeMutablePointer<UnsafeMutableRawPointer?>
 ) -> Int32 {
     guard let services = HostServices(host) else { return ALPS_ENOSYS }
-    guard let instance = services.allocate(Instance.self),
-        let buckets = services.allocateArray(UnsafeMutablePointer<Neighbor>?.self, Instance.bucketCount),
-        let settings = services.allocateArray(Int64.self, Setting.allCases),
-        let counters = services.allocateArray(UInt64.self, Counter.allCases)
-    else { return ALPS_ENOMEM }
+    let instance = services.allocate(Instance.self)
+    let buckets = services.allocateArray(UnsafeMutablePointer<Neighbor>?.self, Instance.bucketCount)
+    let settings = services.allocateArray(Int64.self, Setting.allCases)
+    let counters = services.allocateArray(UInt64.self, Counter.allCases)
+    guard let instance, let buckets, let settings, let counters else {
+        services.freeIfPresent(instance)
+        services.freeArrayIfPresent(buckets, Instance.bucketCount)
+        services.freeArrayIfPresent(settings, Setting.allCases)
+        services.freeArrayIfPresent(counters, Counter.allCases)
+        return ALPS_ENOMEM
+    }
     instance.initialize(
-        to: Instance(services: services, buckets: buckets, settings: settings, counters: counters))
+        to: Instance(
+            services: services, errorCell: services.cell("alps.neterror/1:2"), buckets: buckets, settings: settings,
+            counters: counters))
     result.pointee = UnsafeMutableRawPointer(instance)
     return 0
 }
@@ -117,12 +132,8 @@ private func start(_ context: UnsafeMutableRawPointer) -> Int32 {
     guard status == 0 else { return status }
     // Interfaces that are there already.
     var index: UInt32 = 1
-    while index <= ops.pointee.last_index(cell.instance) {
-        if let ifnet = ops.pointee.get(cell.instance, index) {
-            for place in 0..<Int(ifnet.pointee.address_count) {
-                if let address = ifnet.pointee.addresses { instance.claim(ifnet, address + place) }
-            }
-        }
+    while index <= instance.lastInterface {
+        if let ifnet = instance.ifnet(index) { instance.claimAll(ifnet) }
         index += 1
     }
     return 0
@@ -150,7 +161,11 @@ private func arpInterfaceEvent(_ context: UnsafeMutableRawPointer, _ event: Unsa
         if let address = event.pointee.address { instance.claim(event.pointee.ifnet, address) }
     case ALPS_IFEVENT_ADDRESS_DELETE:
         if let address = event.pointee.address { instance.release(event.pointee.ifnet, address) }
-    case ALPS_IFEVENT_DETACH, ALPS_IFEVENT_DOWN: instance.removeNeighbors(of: event.pointee.ifnet.pointee.index)
+    case ALPS_IFEVENT_UP: instance.claimAll(event.pointee.ifnet)
+    case ALPS_IFEVENT_DETACH, ALPS_IFEVENT_DOWN:
+        instance.removeNeighbors(of: event.pointee.ifnet.pointee.index)
+        instance.releaseAll(event.pointee.ifnet)
+    case ALPS_IFEVENT_HARDWARE: instance.announceAll(event.pointee.ifnet)
     default: break
     }
 }

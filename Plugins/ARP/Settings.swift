@@ -32,14 +32,28 @@ func registerSettings(_ instance: InstancePointer) -> Int32 {
                 doc: text(doc), value: place, minimum: minimum, maximum: maximum))
     }
     let second = Int64(ALPS_NSEC_PER_SEC)
-    set(.lifetime, "net.link.ether.inet.max_age", "how long an answer is believed", ALPS_TUNABLE_NSEC, 1200 * second, second, 86400 * second)
-    set(.downTime, "net.link.ether.inet.host_down_time", "how long a host that does not answer is left alone", ALPS_TUNABLE_NSEC, 20 * second, second, 3600 * second)
-    set(.maximumTries, "net.link.ether.inet.maxtries", "requests sent before a host is taken for down", ALPS_TUNABLE_INT, 3, 1, 20)
+    set(
+        .lifetime, "net.link.ether.inet.max_age", "how long an answer is believed",
+        ALPS_TUNABLE_NSEC, 1200 * second, second, 86400 * second)
+    set(
+        .downTime, "net.link.ether.inet.host_down_time", "how long a host that does not answer is left alone",
+        ALPS_TUNABLE_NSEC, 20 * second, second, 3600 * second)
+    set(
+        .maximumTries, "net.link.ether.inet.maxtries", "requests sent before a host is taken for down",
+        ALPS_TUNABLE_INT, 3, 1, 20)
     set(.maximumHeld, "net.link.ether.inet.maxhold", "packets that wait for one answer", ALPS_TUNABLE_INT, 64, 1, 4096)
-    set(.maximumEntries, "net.link.ether.inet.maxentries", "neighbours known at a time", ALPS_TUNABLE_INT, 4096, 16, 1_000_000)
-    set(.detection, "net.link.ether.inet.dad", "probe new addresses before they are ours (RFC 5227)", ALPS_TUNABLE_BOOL, 1, 0, 1)
-    set(.optimistic, "net.link.ether.inet.dad_optimistic", "use a new address while it is being probed", ALPS_TUNABLE_BOOL, 1, 0, 1)
-    set(.alwaysDefend, "net.link.ether.inet.always_defend", "never give an address up to another host", ALPS_TUNABLE_BOOL, 0, 0, 1)
+    set(
+        .maximumEntries, "net.link.ether.inet.maxentries", "neighbours known at a time",
+        ALPS_TUNABLE_INT, 4096, 16, 1_000_000)
+    set(
+        .detection, "net.link.ether.inet.dad", "probe new addresses before they are ours (RFC 5227)",
+        ALPS_TUNABLE_BOOL, 1, 0, 1)
+    set(
+        .optimistic, "net.link.ether.inet.optimistic", "use a new address while it is being probed",
+        ALPS_TUNABLE_BOOL, 1, 0, 1)
+    set(
+        .alwaysDefend, "net.link.ether.inet.always_defend", "never give an address up to another host",
+        ALPS_TUNABLE_BOOL, 0, 0, 1)
     let cell = services.tunableCell
     return cell.ops(alps_tunable_ops.self).pointee.add(cell.instance, list, UInt32(Setting.allCases))
 }

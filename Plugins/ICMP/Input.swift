@@ -20,6 +20,16 @@ enum Message {
     }
 }
 
+/// The IPv4 options that go back with an answer, and the socket option that sends them.
+private enum IPOption {
+    static var end: UInt8 { 0 }
+    static var noOperation: UInt8 { 1 }
+    static var recordRoute: UInt8 { 7 }
+    static var timestamp: UInt8 { 68 }
+    /// IP_OPTIONS
+    static var socketOption: Int32 { 4 }
+}
+
 /// Messages for this host, `data` at the ICMP header. [consumes]
 func icmpInput(_ context: UnsafeMutableRawPointer, _ list: Mbuf) {
     let instance = context.assumingMemoryBound(to: Instance.self)
@@ -47,18 +57,16 @@ extension UnsafeMutablePointer where Pointee == Instance {
             free(arrived)
             return
         }
-        var packet = arrived
-        if packet.pointee.length < 8 {
-            guard let whole = services.mbuf.pointee.pullup(pool, packet, 8) else { return }
-            packet = whole
-        }
+        // Contiguous, and ours to write to: the bytes may be shared.
+        guard let packet = services.mbuf.pointee.pullup(pool, arrived, 8) else { return }
         switch packet.pointee.data[0] {
         case Message.echo: answerEcho(packet)
+        case Message.echoReply: deliverReply(packet)
         case Message.timestamp: answerTimestamp(packet)
         case Message.unreachable, Message.timeExceeded, Message.parameterProblem: inputError(packet)
         case Message.redirect: inputRedirect(packet)
         default:
-            // Replies are for raw sockets, which have had their copy. Source quench is ignored (RFC 6633).
+            // Raw sockets have had their copies. Source quench is ignored (RFC 6633).
             count(.ignored)
             free(packet)
         }
@@ -124,106 +132,42 @@ extension UnsafeMutablePointer where Pointee == Instance {
         netpcb.remote = packet.pointee.pkt.source
         netpcb.tos = packet.pointee.pkt.tos & 0xfc
         if packet.pointee.pkt.flags & UInt16(ALPS_PKT_NETBROADCAST) == 0 { netpcb.local = packet.pointee.pkt.destination }
+        if packet.pointee.pkt.l3_length > 20 { echoOptions(packet, network, cell.instance, &netpcb) }
         packet.pointee.pkt.csum = UInt8(ALPS_CSUM_NONE)
         packet.pointee.pkt.gso_type = UInt8(ALPS_GSO_NONE)
         packet.pointee.pkt.flags = 0
         packet.pointee.pkt.ifindex = 0
         count(.sent)
         _ = network.pointee.output(cell.instance, &netpcb, packet, 0)
+        network.pointee.detach(cell.instance, &netpcb)
     }
 
-    // MARK: Errors about what we sent
-
-    private func inputError(_ packet: Mbuf) {
-        defer { free(packet) }
-        let type = packet.pointee.data[0]
-        let code = packet.pointee.data[1]
-        let parameter = packet.pointee.data.load32(4)
-        guard let quoted = quoted(packet) else {
-            count(.tooShort)
-            return
+    /// RFC 1122, section 3.2.2.6: what record-route and timestamp options have gathered goes back with the answer.
+    @inline(never)
+    private func echoOptions(
+        _ packet: Mbuf, _ network: UnsafePointer<alps_network_ops>, _ instance: UnsafeMutableRawPointer,
+        _ netpcb: inout alps_netpcb
+    ) {
+        let length = min(Int(packet.pointee.pkt.l3_length) - 20, 40)
+        let options = packet.pointee.data - length
+        var answer: (UInt64, UInt64, UInt64, UInt64, UInt64) = (0, 0, 0, 0, 0)
+        var used: UInt32 = 0
+        withUnsafeMutableBytes(of: &answer) { bytes in
+            var at = 0
+            while at < length, options[at] != IPOption.end {
+                if options[at] == IPOption.noOperation {
+                    at += 1
+                    continue
+                }
+                guard at + 1 < length, options[at + 1] >= 2, at + Int(options[at + 1]) <= length else { return }
+                let size = Int(options[at + 1])
+                if options[at] == IPOption.recordRoute || options[at] == IPOption.timestamp {
+                    for index in 0..<size { bytes[Int(used) + index] = options[at + index] }
+                    used += UInt32(size)
+                }
+                at += size
+            }
         }
-        var event = alps_ctl_event()
-        event.size = UInt32(MemoryLayout<alps_ctl_event>.size)
-        event.family = UInt16(ALPS_AF_INET)
-        event.type = type
-        event.code = code
-        event.offender = packet.pointee.pkt.source
-        if type == Message.unreachable, code == 4 { event.mtu = parameter & 0xffff }
-        classify(&event)
-        deliver(&event, quoted)
-    }
-
-    /// The quoted packet: whole header and at least 8 bytes behind it. A packet over the same bytes.
-    private func quoted(_ packet: Mbuf) -> Mbuf? {
-        let length = packet.pointee.pkt.length
-        guard length >= 8 + 20 + 8,
-            let copy = services.mbuf.pointee.copy(pool, packet, 8, length - 8),
-            let whole = services.mbuf.pointee.pullup(pool, copy, 28)
-        else { return nil }
-        let headerLength = UInt32(whole.pointee.data[0] & 15) * 4
-        guard whole.pointee.data[0] >> 4 == 4, headerLength >= 20, whole.pointee.pkt.length >= headerLength + 8,
-            // A quoted fragment that is not the first has no ports.
-            whole.pointee.data.load16(6) & 0x1fff == 0
-        else {
-            free(whole)
-            return nil
-        }
-        return whole
-    }
-
-    /// errno and weight of an error (RFC 1122, sections 3.2.2.1 and 4.2.3.9).
-    private func classify(_ event: inout alps_ctl_event) {
-        event.error = ALPS_EHOSTUNREACH
-        switch (event.type, event.code) {
-        case (Message.unreachable, 0), (Message.unreachable, 6), (Message.unreachable, 9), (Message.unreachable, 11):
-            event.error = ALPS_ENETUNREACH
-        case (Message.unreachable, 2):
-            event.error = ALPS_ENOPROTOOPT
-            event.hard = 1
-        case (Message.unreachable, 3):
-            event.error = ALPS_ECONNREFUSED
-            event.hard = 1
-        case (Message.unreachable, 4): event.error = ALPS_EMSGSIZE
-        case (Message.unreachable, 5): event.error = ALPS_EOPNOTSUPP
-        case (Message.parameterProblem, _):
-            event.error = ALPS_EPROTO
-        default: break
-        }
-    }
-
-    /// Hands the event to the transport that sent the quoted packet. [consumes quoted]
-    private func deliver(_ event: inout alps_ctl_event, _ quoted: Mbuf) {
-        defer { free(quoted) }
-        let data = quoted.pointee.data
-        event.quoted = quoted
-        event.quoted_length = UInt32(data.load16(2))
-        event.transport_offset = UInt32(data[0] & 15) * 4
-        event.source = neutral(UnsafeRawPointer(data).loadUnaligned(fromByteOffset: 12, as: UInt32.self))
-        event.destination = neutral(UnsafeRawPointer(data).loadUnaligned(fromByteOffset: 16, as: UInt32.self))
-        count(.errorsReceived)
-        let cell = services.protoswCell
-        if data[9] != 1, cell.ops(alps_protosw_ops.self).pointee.control(cell.instance, data[9], &event) != 0 {
-            count(.errorsUnmatched)
-        }
-    }
-
-    /// RFC 1122, section 3.2.2.2: believed only from the gateway in use, for a packet of ours.
-    private func inputRedirect(_ packet: Mbuf) {
-        defer { free(packet) }
-        count(.redirects)
-        guard setting(.acceptRedirects) != 0, packet.pointee.data[1] <= 3, let quoted = quoted(packet) else { return }
-        defer { free(quoted) }
-        var gateway = neutral(UnsafeRawPointer(packet.pointee.data).loadUnaligned(fromByteOffset: 4, as: UInt32.self))
-        var destination = neutral(UnsafeRawPointer(quoted.pointee.data).loadUnaligned(fromByteOffset: 16, as: UInt32.self))
-        var source = neutral(UnsafeRawPointer(quoted.pointee.data).loadUnaligned(fromByteOffset: 12, as: UInt32.self))
-        guard let network = pointee.networkCell, network.isProvided,
-            network.ops(alps_network_ops.self).pointee.classify(network.instance, &source, 0) == ALPS_ADDR_LOCAL
-        else { return }
-        var from = packet.pointee.pkt.source
-        let cell = services.routeCell
-        let status = cell.ops(alps_route_ops.self).pointee.redirect(
-            cell.instance, UInt16(ALPS_AF_INET), &destination, &gateway, &from, packet.pointee.pkt.ifindex)
-        if status != 0 { count(.redirectsRefused) }
+        if used > 0 { _ = network.pointee.ctloutput(instance, &netpcb, 1, 0, IPOption.socketOption, &answer, &used) }
     }
 }

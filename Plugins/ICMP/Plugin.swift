@@ -6,11 +6,15 @@ import PluginKit
 /// One instance, in zone memory: plain pointers and numbers, nothing counted by references.
 struct Instance {
     let services: HostServices
+    /// "alps.network/1:2": IPv4, if somebody provides it.
     let networkCell: UnsafePointer<alps_cell>?
-    let settings: UnsafeMutablePointer<Int64>
-    let counters: UnsafeMutablePointer<UInt64>
-    let entry: UnsafeMutablePointer<alps_protosw>
-    let requests: UnsafeMutablePointer<alps_user_request>
+    var settings: UnsafeMutablePointer<Int64>
+    var counters: UnsafeMutablePointer<UInt64>
+    /// Entries of the protocol switch: packets, and echo sockets.
+    var entries: UnsafeMutablePointer<alps_protosw>
+    var requests: UnsafeMutablePointer<alps_user_request>
+    /// Sockets that send echo requests, see EchoSockets.swift.
+    var echoSockets: UnsafeMutablePointer<EchoSocket>?
     /// Token buckets: errors, and answers to echo and timestamp requests.
     var errors: Bucket
     var answers: Bucket
@@ -41,14 +45,19 @@ extension UnsafeMutablePointer where Pointee == Instance {
     @inline(__always)
     func free(_ packet: Mbuf) { services.mbuf.pointee.free_packet(pool, packet) }
 
-    /// Takes a token. `rate` messages a second on average, as many at once.
+    /// Takes a token. `rate` messages a second on average, as many at once; 0 is no limit.
     func take(_ bucket: UnsafeMutablePointer<Bucket>, rate: Int64) -> Bool {
-        if rate == 0 { return true }
+        guard rate > 0 else { return true }
         let now = services.now
-        let grown = Int64(clamping: (now &- bucket.pointee.refilled) / (ALPS_NSEC_PER_SEC / UInt64(rate)))
-        if grown > 0 {
-            bucket.pointee.tokens = min(bucket.pointee.tokens + grown, rate)
+        let interval = max(ALPS_NSEC_PER_SEC / UInt64(rate), 1)
+        let grown = (now &- bucket.pointee.refilled) / interval
+        if grown >= UInt64(rate) {
+            bucket.pointee.tokens = rate
             bucket.pointee.refilled = now
+        } else {
+            bucket.pointee.tokens = min(bucket.pointee.tokens + Int64(grown), rate)
+            // What is left of the interval counts for the next token.
+            bucket.pointee.refilled &+= grown &* interval
         }
         guard bucket.pointee.tokens > 0 else { return false }
         bucket.pointee.tokens -= 1
@@ -109,17 +118,25 @@ private func create(
     _ result: UnsafeMutablePointer<UnsafeMutableRawPointer?>
 ) -> Int32 {
     guard let services = HostServices(host) else { return ALPS_ENOSYS }
-    guard let instance = services.allocate(Instance.self),
-        let settings = services.allocateArray(Int64.self, Setting.allCases),
-        let counters = services.allocateArray(UInt64.self, Counter.allCases),
-        let entry = services.allocate(alps_protosw.self), let requests = services.allocate(alps_user_request.self)
-    else { return ALPS_ENOMEM }
-    let now = services.now
+    let instance = services.allocate(Instance.self)
+    let settings = services.allocateArray(Int64.self, Setting.allCases)
+    let counters = services.allocateArray(UInt64.self, Counter.allCases)
+    let entries = services.allocateArray(alps_protosw.self, Registration.entryCount)
+    let requests = services.allocateArray(alps_user_request.self, Registration.requestCount)
+    guard let instance, let settings, let counters, let entries, let requests else {
+        services.freeIfPresent(instance)
+        services.freeArrayIfPresent(settings, Setting.allCases)
+        services.freeArrayIfPresent(counters, Counter.allCases)
+        services.freeArrayIfPresent(entries, Registration.entryCount)
+        services.freeArrayIfPresent(requests, Registration.requestCount)
+        return ALPS_ENOMEM
+    }
+    // Long ago: the buckets are full when first asked.
     instance.initialize(
         to: Instance(
             services: services, networkCell: services.cell("alps.network/1:2"), settings: settings, counters: counters,
-            entry: entry, requests: requests, errors: Bucket(tokens: 100, refilled: now),
-            answers: Bucket(tokens: 1000, refilled: now)))
+            entries: entries, requests: requests, errors: Bucket(tokens: 0, refilled: 0),
+            answers: Bucket(tokens: 0, refilled: 0)))
     result.pointee = UnsafeMutableRawPointer(instance)
     return 0
 }
@@ -129,8 +146,8 @@ private func destroy(_ context: UnsafeMutableRawPointer) {
     let services = instance.services
     services.freeArray(instance.pointee.settings, Setting.allCases)
     services.freeArray(instance.pointee.counters, Counter.allCases)
-    services.free(instance.pointee.entry)
-    services.free(instance.pointee.requests)
+    services.freeArray(instance.pointee.entries, Registration.entryCount)
+    services.freeArray(instance.pointee.requests, Registration.requestCount)
     services.free(instance)
 }
 
@@ -138,13 +155,5 @@ private func start(_ context: UnsafeMutableRawPointer) -> Int32 {
     let instance = context.assumingMemoryBound(to: Instance.self)
     var status = registerSettings(instance)
     if status == 0 { status = registerCounters(instance) }
-    guard status == 0 else { return status }
-    instance.pointee.entry.initialize(
-        to: alps_protosw(
-            size: UInt32(MemoryLayout<alps_protosw>.size), domain: UInt16(ALPS_AF_INET), type: 0, protocol: 1,
-            demux: UInt8(ALPS_DEMUX_NONE), reserved: 0, flags: ALPS_PR_NOSOCKET, name: text("icmp"),
-            network: text("alps.network/1:2"), requests: UnsafePointer(instance.pointee.requests), requests_count: 0,
-            connection_overhead: 0, input: icmpInput, ctlinput: nil, sent: nil, received: nil, send_datagram: nil))
-    let cell = instance.services.protoswCell
-    return cell.ops(alps_protosw_ops.self).pointee.add(cell.instance, instance.pointee.entry)
+    return status == 0 ? Registration.register(instance) : status
 }

@@ -3,17 +3,17 @@ import PluginKit
 
 /// Settings, as indexes of `Instance.settings`.
 enum Setting: Int {
-    case errorRate, answerRate, answerBroadcast, timestamp, acceptRedirects
+    case errorRate, answerRate, answerBroadcast, timestamp, acceptRedirects, echoSockets
 
-    static var allCases: Int { 5 }
+    static var allCases: Int { 6 }
 }
 
 /// Event counters, as indexes of `Instance.counters`; BSD's `icmpstat`.
 enum Counter: Int {
     case received, tooShort, badChecksum, ignored, echoReplies, timestampReplies, sent, errorsSent, errorsSuppressed
-    case limited, errorsReceived, errorsUnmatched, redirects, redirectsRefused
+    case limited, errorsReceived, errorsUnmatched, redirects, redirectsRefused, echoDelivered, echoDropped
 
-    static var allCases: Int { 14 }
+    static var allCases: Int { 16 }
 }
 
 func registerSettings(_ instance: InstancePointer) -> Int32 {
@@ -31,10 +31,15 @@ func registerSettings(_ instance: InstancePointer) -> Int32 {
                 doc: text(doc), value: place, minimum: 0, maximum: maximum))
     }
     set(.errorRate, "net.inet.icmp.icmplim", "error messages a second, 0 = no limit", ALPS_TUNABLE_INT, 100, 1_000_000)
-    set(.answerRate, "net.inet.icmp.answerlim", "answers to echo and timestamp requests a second, 0 = no limit", ALPS_TUNABLE_INT, 10000, 10_000_000)
-    set(.answerBroadcast, "net.inet.icmp.bmcastecho", "answer echo requests to broadcast and multicast", ALPS_TUNABLE_BOOL, 0, 1)
+    set(
+        .answerRate, "net.inet.icmp.answerlim", "answers to echo and timestamp requests a second, 0 = no limit", ALPS_TUNABLE_INT, 10000, 10_000_000)
+    set(
+        .answerBroadcast, "net.inet.icmp.bmcastecho", "answer echo requests to broadcast and multicast", ALPS_TUNABLE_BOOL, 0, 1)
     set(.timestamp, "net.inet.icmp.tstamprepl", "answer timestamp requests", ALPS_TUNABLE_BOOL, 1, 1)
-    set(.acceptRedirects, "net.inet.icmp.accept_redirect", "believe redirects from the gateway in use", ALPS_TUNABLE_BOOL, 1, 1)
+    set(
+        .acceptRedirects, "net.inet.icmp.accept_redirect", "believe redirects from the gateway in use", ALPS_TUNABLE_BOOL, 1, 1)
+    set(
+        .echoSockets, "net.inet.icmp.maxechosockets", "datagram sockets for echo requests at a time", ALPS_TUNABLE_INT, 1024, 65536)
     let cell = services.tunableCell
     return cell.ops(alps_tunable_ops.self).pointee.add(cell.instance, list, UInt32(Setting.allCases))
 }
@@ -63,6 +68,8 @@ func registerCounters(_ instance: InstancePointer) -> Int32 {
     set(.errorsUnmatched, "errors_unmatched", "error messages about nothing of ours")
     set(.redirects, "redirects", "redirects received")
     set(.redirectsRefused, "redirects_refused", "redirects refused")
+    set(.echoDelivered, "echo_delivered", "echo replies given to datagram sockets")
+    set(.echoDropped, "echo_dropped", "echo replies dropped since a socket was full")
     let cell = services.counterCell
     return cell.ops(alps_counter_ops.self).pointee.add(cell.instance, list, UInt32(Counter.allCases))
 }

@@ -24,6 +24,16 @@ struct Header {
         UnsafeRawPointer(bytes).loadUnaligned(fromByteOffset: 16, as: UInt32.self)
     }
 
+    @inline(__always)
+    func setSource(_ address: UInt32) {
+        UnsafeMutableRawPointer(bytes).storeBytes(of: address, toByteOffset: 12, as: UInt32.self)
+    }
+
+    @inline(__always)
+    func setDestination(_ address: UInt32) {
+        UnsafeMutableRawPointer(bytes).storeBytes(of: address, toByteOffset: 16, as: UInt32.self)
+    }
+
     /// Computes and stores the header checksum.
     @inline(__always)
     func finish() {
@@ -34,6 +44,9 @@ struct Header {
 
 /// Classes of addresses that need no table.
 enum AddressClass {
+    /// 127.0.0.1
+    @inline(__always) static var loopback: UInt32 { UInt32(0x7f00_0001).bigEndian }
+
     @inline(__always) static func first(_ address: UInt32) -> UInt8 { UInt8(truncatingIfNeeded: address) }
     @inline(__always) static func isMulticast(_ address: UInt32) -> Bool { first(address) & 0xf0 == 0xe0 }
     @inline(__always) static func isLoopback(_ address: UInt32) -> Bool { first(address) == 127 }

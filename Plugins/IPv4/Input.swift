@@ -4,6 +4,7 @@ import PluginKit
 /// Packets from an interface, in order of arrival. [consumes]
 func ipInput(_ context: UnsafeMutableRawPointer, _ list: Mbuf) {
     let instance = context.assumingMemoryBound(to: Instance.self)
+    // Consecutive packets of one protocol go up together.
     var run: Mbuf?
     var tail: Mbuf?
     var runProtocol: UInt8 = 0
@@ -50,10 +51,9 @@ extension UnsafeMutablePointer where Pointee == Instance {
             packet = whole
             header = Header(bytes: packet.pointee.data)
         }
+        let isFromLoopback = packet.pointee.pkt.flags & UInt16(ALPS_PKT_LOOPBACK) != 0
         // The sum over a header that is right is all ones (RFC 1071).
-        if packet.pointee.pkt.flags & UInt16(ALPS_PKT_LOOPBACK) == 0 {
-            guard Checksum.sum(header.bytes, length) == 0xffff else { return drop(packet, .badChecksum) }
-        }
+        if !isFromLoopback, Checksum.sum(header.bytes, length) != 0xffff { return drop(packet, .badChecksum) }
         let total = header.totalLength
         guard total >= length, UInt32(total) <= packet.pointee.pkt.length else { return drop(packet, .badLength) }
         if UInt32(total) < packet.pointee.pkt.length {
@@ -62,12 +62,21 @@ extension UnsafeMutablePointer where Pointee == Instance {
         }
         let source = header.source
         let destination = header.destination
-        guard isAcceptable(packet, source, destination) else { return drop(packet, .badAddress) }
-        guard let kind = destinationKind(packet, destination) else { return drop(packet, .notForUs) }
-        if kind != ALPS_ADDR_LOCAL { packet.pointee.pkt.flags |= UInt16(ALPS_PKT_NETBROADCAST) }
+        guard isAcceptable(packet, source, destination, isFromLoopback) else { return drop(packet, .badAddress) }
+        if isLocal(destination) {
+            // A unicast datagram in a link broadcast is not for anybody (RFC 1122, section 3.3.6).
+            if packet.pointee.pkt.flags & UInt16(ALPS_PKT_BROADCAST | ALPS_PKT_MULTICAST) != 0 {
+                return drop(packet, .notForUs)
+            }
+        } else {
+            guard isForAll(packet, destination, isFromLoopback) else { return drop(packet, .notForUs) }
+            packet.pointee.pkt.flags |= UInt16(ALPS_PKT_NETBROADCAST)
+        }
+        packet.pointee.pkt.l3_length = UInt16(length)
         if length > Header.minimumLength {
             guard let kept = inputOptions(packet) else { return nil }
             packet = kept
+            header = Header(bytes: packet.pointee.data)
         }
         if header.fragment & (Header.moreFragments | Header.offsetMask) != 0 {
             count(.fragmentsReceived)
@@ -85,6 +94,7 @@ extension UnsafeMutablePointer where Pointee == Instance {
     }
 
     /// Notes what transports want to know, and steps over the header.
+    @inline(__always)
     private func finish(_ packet: Mbuf) -> Mbuf? {
         let header = Header(bytes: packet.pointee.data)
         let length = header.length
@@ -100,62 +110,64 @@ extension UnsafeMutablePointer where Pointee == Instance {
         packet.pointee.length -= UInt32(length)
         packet.pointee.pkt.length -= UInt32(length)
         if packet.pointee.pkt.csum == UInt8(ALPS_CSUM_PARTIAL) {
-            packet.pointee.pkt.csum_start &-= UInt16(length)
+            if packet.pointee.pkt.csum_start >= UInt16(length) {
+                packet.pointee.pkt.csum_start &-= UInt16(length)
+            } else {
+                // Nonsense from the device: let the transport have a look.
+                packet.pointee.pkt.csum = UInt8(ALPS_CSUM_NONE)
+            }
         }
+        count(.delivered)
         return packet
     }
 
     /// RFC 1122, section 3.2.1.3: what can never be a source or destination here.
-    private func isAcceptable(_ packet: Mbuf, _ source: UInt32, _ destination: UInt32) -> Bool {
+    @inline(__always)
+    private func isAcceptable(_ packet: Mbuf, _ source: UInt32, _ destination: UInt32, _ isFromLoopback: Bool) -> Bool {
         if AddressClass.isMulticast(source) || AddressClass.isBroadcast(source) || AddressClass.isInvalid(source) {
             return false
         }
-        if packet.pointee.pkt.flags & UInt16(ALPS_PKT_LOOPBACK) == 0 {
-            if AddressClass.isLoopback(source) || AddressClass.isLoopback(destination) { return false }
-            // Our own address coming in from outside is a spoof or a loop.
-            if isLocal(source) { return false }
-        }
-        return destination != 0 && !AddressClass.isInvalid(destination)
+        guard destination != 0, !AddressClass.isInvalid(destination) else { return false }
+        // A host that has no address yet speaks to everybody on its network, not to one.
+        if source == 0, !AddressClass.isBroadcast(destination), !AddressClass.isMulticast(destination) { return false }
+        if isFromLoopback { return true }
+        if AddressClass.isLoopback(source) || AddressClass.isLoopback(destination) { return false }
+        // Our own address coming in from outside is a spoof or a loop.
+        return !isLocal(source) && !isDirectedBroadcast(source, packet.pointee.pkt.ifindex)
     }
 
-    /// ALPS_ADDR_* of a destination if a packet for it is to be taken, nil if not. Hosts take packets for any of their
-    /// addresses on any interface (the weak model of RFC 1122, section 3.3.4.2).
-    private func destinationKind(_ packet: Mbuf, _ destination: UInt32) -> UInt32? {
-        if isLocal(destination) {
-            // A unicast datagram in a link broadcast is not for anybody (RFC 1122, 3.3.6).
-            let linkFlags = packet.pointee.pkt.flags & UInt16(ALPS_PKT_BROADCAST | ALPS_PKT_MULTICAST)
-            return linkFlags == 0 ? ALPS_ADDR_LOCAL : nil
-        }
-        if AddressClass.isBroadcast(destination) { return ALPS_ADDR_BROADCAST }
-        if AddressClass.isMulticast(destination) {
-            return isGroupWanted(destination, packet.pointee.pkt.ifindex) ? ALPS_ADDR_MULTICAST : nil
-        }
-        if isDirectedBroadcast(destination, packet.pointee.pkt.ifindex) { return ALPS_ADDR_BROADCAST }
-        if packet.pointee.pkt.flags & UInt16(ALPS_PKT_LOOPBACK) != 0, AddressClass.isLoopback(destination) {
-            return ALPS_ADDR_LOCAL
-        }
-        return nil
+    /// Whether a packet for something that is not an address of ours is to be taken. (One for any of our addresses is,
+    /// on any interface: the weak model of RFC 1122, section 3.3.4.2.)
+    private func isForAll(_ packet: Mbuf, _ destination: UInt32, _ isFromLoopback: Bool) -> Bool {
+        if AddressClass.isBroadcast(destination) { return true }
+        if AddressClass.isMulticast(destination) { return isGroupWanted(destination, packet.pointee.pkt.ifindex) }
+        return isDirectedBroadcast(destination, isFromLoopback ? 0 : packet.pointee.pkt.ifindex)
     }
 
     /// Hands a run of packets of one protocol to whoever speaks it.
     fileprivate func deliver(_ list: Mbuf, _ protocolNumber: UInt8) {
-        if protocolNumber == 2 {
+        if protocolNumber == IGMP.protocolNumber {
             inputIGMP(list)
             return
         }
-        pointee.counters[Counter.delivered.rawValue] &+= 1
         let cell = services.protoswCell
         let status = cell.ops(alps_protosw_ops.self).pointee.deliver(
             cell.instance, UInt16(ALPS_AF_INET), protocolNumber, list)
-        guard status != 0 else { return }
+        if status != 0 { nobodySpeaks(protocolNumber, list) }
+    }
+
+    /// RFC 1122, section 3.2.2.1: protocol unreachable, unless a raw socket listens.
+    @inline(never)
+    private func nobodySpeaks(_ protocolNumber: UInt8, _ list: Mbuf) {
+        let isHeard = hasRawSocket(protocolNumber)
         var next: Mbuf? = list
         while let packet = next {
             next = packet.pointee.nextpkt
             packet.pointee.nextpkt = nil
-            count(.noProtocol)
-            if hasRawSocket(protocolNumber) {
+            if isHeard {
                 free(packet)
             } else {
+                count(.noProtocol)
                 restoreHeader(packet)
                 sendError(packet, 3, 2, 0)
             }
@@ -169,5 +181,6 @@ extension UnsafeMutablePointer where Pointee == Instance {
         packet.pointee.data -= Int(length)
         packet.pointee.length += length
         packet.pointee.pkt.length += length
+        if packet.pointee.pkt.csum == UInt8(ALPS_CSUM_PARTIAL) { packet.pointee.pkt.csum_start &+= UInt16(length) }
     }
 }

@@ -3,7 +3,28 @@ import PluginKit
 
 /// Sends transport packets to netpcb->remote. [consumes]
 func networkOutput(_ context: UnsafeMutableRawPointer, _ netpcb: NetworkPCB, _ list: Mbuf, _ flags: UInt32) -> Int32 {
-    context.assumingMemoryBound(to: Instance.self).output(netpcb, list, flags)
+    let instance = context.assumingMemoryBound(to: Instance.self)
+    let ifindex = list.pointee.pkt.ifindex
+    if ifindex != 0, ifindex != netpcb.pointee.bound_ifindex {
+        // The sender has named the interface for this very packet (IP_PKTINFO).
+        var way = netpcb.pointee
+        way.bound_ifindex = ifindex
+        way.route.size = 0
+        return instance.output(&way, list, flags)
+    }
+    return instance.output(netpcb, list, flags)
+}
+
+/// What the headers of one call's packets have in common.
+private struct HeaderTemplate {
+    var local: UInt32
+    var remote: UInt32
+    var length: Int
+    var tos: UInt8
+    var ttl: UInt8
+    var `protocol`: UInt8
+    /// Don't Fragment is set, so nobody will ever look at the identification (RFC 6864).
+    var isAtomic: Bool
 }
 
 extension UnsafeMutablePointer where Pointee == Instance {
@@ -17,63 +38,62 @@ extension UnsafeMutablePointer where Pointee == Instance {
         let remote = ipv4(netpcb.pointee.remote)
         let local = ipv4(netpcb.pointee.local)
         let ifindex = netpcb.pointee.route.ifindex
+        guard mayLeave(local, remote, ifindex) else {
+            services.free(list)
+            return ALPS_EINVAL
+        }
         let isMulticast = AddressClass.isMulticast(remote)
         let isBroadcast = netpcb.pointee.route.flags & ALPS_RTF_BROADCAST != 0
-        // RFC 1122, section 3.2.1.3 (g): 127/8 never appears outside a host.
-        if AddressClass.isLoopback(local) || AddressClass.isLoopback(remote),
-            let ifnet = ifnet(ifindex), ifnet.pointee.type != ALPS_IFT_LOOP
-        {
-            services.free(list)
-            return ALPS_EADDRNOTAVAIL
-        }
-        let isAtomic = flags & ALPS_NETOUT_DONTFRAG != 0 || netpcb.pointee.flags & UInt8(ALPS_NETPCB_DF) != 0
         var ttl = isMulticast ? netpcb.pointee.multicast_ttl : netpcb.pointee.ttl
         if ttl == 0, !isMulticast { ttl = UInt8(truncatingIfNeeded: setting(.ttl)) }
-        let mtu = netpcb.pointee.flags & UInt8(ALPS_NETPCB_PMTU_PROBE) != 0
-            ? (ifnet(ifindex)?.pointee.mtu ?? netpcb.pointee.route.mtu) : netpcb.pointee.route.mtu
+        let template = HeaderTemplate(
+            local: local, remote: remote, length: max(Int(netpcb.pointee.header_length), Header.minimumLength),
+            tos: netpcb.pointee.tos, ttl: ttl, protocol: netpcb.pointee.protocol,
+            isAtomic: flags & ALPS_NETOUT_DONTFRAG != 0 || netpcb.pointee.flags & UInt8(ALPS_NETPCB_DF) != 0)
+        let mtu = mtu(netpcb)
 
-        var first: Mbuf?
+        var ready: Mbuf?
         var last: Mbuf?
         var result: Int32 = 0
         var next: Mbuf? = list
         while let segment = next {
             next = segment.pointee.nextpkt
             segment.pointee.nextpkt = nil
-            guard let packet = addHeader(netpcb, segment, local, remote, ttl, isAtomic) else {
+            guard let packet = addHeader(netpcb, segment, template) else {
                 result = ALPS_ENOBUFS
                 continue
             }
-            if isBroadcast { packet.pointee.pkt.flags |= UInt16(ALPS_PKT_BROADCAST) }
-            if isMulticast, netpcb.pointee.multicast_loop != 0 { loopBack(packet, ifindex) }
-            if isMulticast, ttl == 0 {
-                free(packet)
-                continue
-            }
-            var ready: Mbuf? = packet
-            if fits(packet, mtu) == false {
-                guard !isAtomic else {
-                    count(.tooBig)
+            if isBroadcast || isMulticast {
+                if isBroadcast { packet.pointee.pkt.flags |= UInt16(ALPS_PKT_BROADCAST) }
+                if isBroadcast || netpcb.pointee.multicast_loop != 0 { loopBack(packet, ifindex, isMulticast) }
+                // Within this host.
+                if isMulticast, ttl == 0 {
                     free(packet)
-                    result = ALPS_EMSGSIZE
                     continue
                 }
-                ready = fragment(packet, mtu)
-                if ready == nil { result = ALPS_ENOBUFS }
             }
-            while let piece = ready {
-                ready = piece.pointee.nextpkt
-                piece.pointee.nextpkt = nil
-                count(.sent)
-                if let last { last.pointee.nextpkt = piece } else { first = piece }
-                last = piece
+            if !fits(packet, mtu) {
+                let error = cut(packet, mtu, template.isAtomic, &ready, &last)
+                if error != 0 { result = error }
+                continue
             }
+            count(.sent)
+            if let last { last.pointee.nextpkt = packet } else { ready = packet }
+            last = packet
         }
-        guard let first else { return result }
+        guard let ready else { return result }
         let cell = services.ifnetCell
         var hop = netpcb.pointee.route.flags & ALPS_RTF_GATEWAY != 0 ? netpcb.pointee.route.gateway : netpcb.pointee.remote
         let sent = cell.ops(alps_ifnet_ops.self).pointee.output(
-            cell.instance, ifindex, first, UInt16(ALPS_AF_INET), &hop)
+            cell.instance, ifindex, ready, UInt16(ALPS_AF_INET), &hop)
         return sent != 0 ? sent : result
+    }
+
+    /// RFC 1122, section 3.2.1.3 (g): 127/8 never appears outside a host.
+    @inline(__always)
+    private func mayLeave(_ local: UInt32, _ remote: UInt32, _ ifindex: UInt32) -> Bool {
+        guard AddressClass.isLoopback(local) || AddressClass.isLoopback(remote) else { return true }
+        return ifnet(ifindex)?.pointee.type == ALPS_IFT_LOOP
     }
 
     /// Whether a packet, or each of the segments it will be cut into, fits the path.
@@ -81,52 +101,89 @@ extension UnsafeMutablePointer where Pointee == Instance {
     private func fits(_ packet: Mbuf, _ mtu: UInt32) -> Bool {
         let length = packet.pointee.pkt.length
         if length <= mtu { return true }
-        guard packet.pointee.pkt.gso_type != UInt8(ALPS_GSO_NONE) else { return false }
+        guard packet.pointee.pkt.gso_type != UInt8(ALPS_GSO_NONE), length <= 65535 else { return false }
         // Headers of a segment: everything in front of the payload, which gso_size counts.
         let start = Int(packet.pointee.pkt.csum_start)
-        guard start + 13 <= Int(packet.pointee.length) else { return false }
-        let headers = UInt32(start) + UInt32(packet.pointee.data[start + 12] >> 4) * 4
-        return headers + UInt32(packet.pointee.pkt.gso_size) <= mtu
+        var transport: UInt32 = 8
+        if packet.pointee.pkt.gso_type != UInt8(ALPS_GSO_UDP) {
+            guard start + 13 <= Int(packet.pointee.length) else { return false }
+            transport = UInt32(packet.pointee.data[start + 12] >> 4) * 4
+        }
+        return UInt32(start) + transport + UInt32(packet.pointee.pkt.gso_size) <= mtu
     }
 
     /// Puts the header in front. `csum_start` follows by prepend.
     @inline(__always)
-    private func addHeader(
-        _ netpcb: NetworkPCB, _ segment: Mbuf, _ local: UInt32, _ remote: UInt32, _ ttl: UInt8, _ isAtomic: Bool
-    ) -> Mbuf? {
-        let length = max(Int(netpcb.pointee.header_length), Header.minimumLength)
-        guard let packet = services.mbuf.pointee.prepend(pool, segment, UInt32(length)) else { return nil }
+    private func addHeader(_ netpcb: NetworkPCB, _ segment: Mbuf, _ template: HeaderTemplate) -> Mbuf? {
+        guard let packet = services.mbuf.pointee.prepend(pool, segment, UInt32(template.length)) else { return nil }
         let data = packet.pointee.data
-        data[0] = 0x40 | UInt8(length / 4)
-        data[1] = netpcb.pointee.tos
+        data[0] = 0x40 | UInt8(truncatingIfNeeded: template.length / 4)
+        data[1] = template.tos
         data.store16(2, UInt16(truncatingIfNeeded: packet.pointee.pkt.length))
+        // Segments of a large packet are numbered from here on by whoever cuts it.
+        let isNumbered = !template.isAtomic || packet.pointee.pkt.gso_type != UInt8(ALPS_GSO_NONE)
         data.store16(
-            4, identification(local, remote, netpcb.pointee.protocol, isAtomic: isAtomic && packet.pointee.pkt.gso_type == 0))
-        data.store16(6, isAtomic ? Header.dontFragment : 0)
-        data[8] = ttl
-        data[9] = netpcb.pointee.protocol
-        UnsafeMutableRawPointer(data).storeBytes(of: local, toByteOffset: 12, as: UInt32.self)
-        UnsafeMutableRawPointer(data).storeBytes(of: remote, toByteOffset: 16, as: UInt32.self)
-        if length > Header.minimumLength { insertOptions(netpcb, data) }
-        Header(bytes: data).finish()
-        packet.pointee.pkt.l3_length = UInt16(length)
+            4,
+            isNumbered
+                ? identification(
+                    template.local, template.remote, template.protocol, count: packet.pointee.pkt.gso_segments) : 0)
+        data.store16(6, template.isAtomic ? Header.dontFragment : 0)
+        data[8] = template.ttl
+        data[9] = template.protocol
+        let header = Header(bytes: data)
+        header.setSource(template.local)
+        header.setDestination(template.remote)
+        if template.length > Header.minimumLength { insertOptions(netpcb, data) }
+        header.finish()
+        packet.pointee.pkt.l3_length = UInt16(truncatingIfNeeded: template.length)
         packet.pointee.pkt.family = UInt16(ALPS_AF_INET)
         packet.pointee.pkt.ethertype = 0x0800
         return packet
     }
 
-    /// RFC 791, section 3.2: fragments of a packet with its header. The checksum has to be whole first. [consumes]
-    func fragment(_ whole: Mbuf, _ mtu: UInt32) -> Mbuf? {
-        var packet = whole
-        if packet.pointee.pkt.csum == UInt8(ALPS_CSUM_PARTIAL) {
-            guard let finished = services.mbuf.pointee.finish_checksum(pool, packet) else { return nil }
-            packet = finished
+    // MARK: Too big
+
+    /// What becomes of a packet that does not fit: an error, fragments, or, of a large one, segments. [consumes]
+    @inline(never)
+    private func cut(_ packet: Mbuf, _ mtu: UInt32, _ isAtomic: Bool, _ first: inout Mbuf?, _ last: inout Mbuf?) -> Int32 {
+        guard !isAtomic, packet.pointee.pkt.length <= 65535 else {
+            count(.tooBig)
+            free(packet)
+            return ALPS_EMSGSIZE
         }
+        var whole: Mbuf? = packet
+        if packet.pointee.pkt.gso_type != UInt8(ALPS_GSO_NONE) {
+            whole = services.mbuf.pointee.segment(pool, packet)
+            if whole == nil { return ALPS_ENOBUFS }
+        }
+        var result: Int32 = 0
+        while let current = whole {
+            whole = current.pointee.nextpkt
+            current.pointee.nextpkt = nil
+            var pieces: Mbuf? = current
+            if current.pointee.pkt.length > mtu {
+                pieces = fragment(current, mtu)
+                if pieces == nil { result = ALPS_ENOBUFS }
+            }
+            while let piece = pieces {
+                pieces = piece.pointee.nextpkt
+                piece.pointee.nextpkt = nil
+                count(.sent)
+                if let last { last.pointee.nextpkt = piece } else { first = piece }
+                last = piece
+            }
+        }
+        return result
+    }
+
+    /// RFC 791, section 3.2: fragments of a packet with its header. The checksum has to be whole first. [consumes]
+    private func fragment(_ whole: Mbuf, _ mtu: UInt32) -> Mbuf? {
+        guard let packet = services.mbuf.pointee.finish_checksum(pool, whole) else { return nil }
         let header = Header(bytes: packet.pointee.data)
         let length = header.length
         let total = Int(packet.pointee.pkt.length)
         let room = (Int(mtu) - length) & ~7
-        guard room >= 8, total <= 65535 else {
+        guard room >= 8 else {
             free(packet)
             return nil
         }
@@ -143,18 +200,17 @@ extension UnsafeMutablePointer where Pointee == Instance {
                 free(packet)
                 return nil
             }
-            // Options that are not to be copied (RFC 791: copied flag) become no-operations behind the first fragment.
-            for index in 0..<length { piece.pointee.data[index] = packet.pointee.data[index] }
-            if offset > length, length > Header.minimumLength { clearUncopiedOptions(piece.pointee.data, length) }
-            let more = offset + size < total
-            piece.pointee.data.store16(2, UInt16(length + size))
-            piece.pointee.data.store16(
-                6, UInt16((offset - length) / 8) | (more ? Header.moreFragments : header.fragment & Header.moreFragments))
-            Header(bytes: piece.pointee.data).finish()
-            piece.pointee.pkt.l3_length = UInt16(length)
+            let data = piece.pointee.data
+            UnsafeMutableRawPointer(data).copyMemory(from: packet.pointee.data, byteCount: length)
+            // Options that are not to be copied (RFC 791) become no-operations behind the first fragment.
+            if offset > length, length > Header.minimumLength { clearUncopiedOptions(data, length) }
+            data.store16(2, UInt16(truncatingIfNeeded: length + size))
+            data.store16(
+                6, UInt16(truncatingIfNeeded: (offset - length) / 8) | (offset + size < total ? Header.moreFragments : 0))
+            Header(bytes: data).finish()
+            piece.pointee.pkt.l3_length = UInt16(truncatingIfNeeded: length)
             piece.pointee.pkt.flags = packet.pointee.pkt.flags
             piece.pointee.pkt.ethertype = 0x0800
-            piece.pointee.pkt.csum = UInt8(ALPS_CSUM_NONE)
             count(.fragmentsSent)
             if let last { last.pointee.nextpkt = piece } else { first = piece }
             last = piece
@@ -164,66 +220,79 @@ extension UnsafeMutablePointer where Pointee == Instance {
         return first
     }
 
-    /// A copy of a multicast packet for our own members (RFC 1112, section 6.1), over lo0's queue.
-    private func loopBack(_ packet: Mbuf, _ ifindex: UInt32) {
-        guard isGroupWanted(Header(bytes: packet.pointee.data).destination, ifindex),
+    /// A copy of a group or broadcast packet for our own sockets (RFC 1112, section 6.1; RFC 1122, section 3.3.6), over
+    /// lo0's queue.
+    @inline(never)
+    private func loopBack(_ packet: Mbuf, _ ifindex: UInt32, _ isMulticast: Bool) {
+        if isMulticast, !isGroupWanted(Header(bytes: packet.pointee.data).destination, ifindex) { return }
+        let index = loopbackInterface
+        guard index != 0, index != ifindex,
             let copy = services.mbuf.pointee.copy(pool, packet, 0, packet.pointee.pkt.length)
         else { return }
-        var index: UInt32 = 1
-        while index <= lastInterface {
-            if let ifnet = ifnet(index), ifnet.pointee.type == ALPS_IFT_LOOP {
-                let cell = services.ifnetCell
-                var hop = neutral(UInt32(0x7f00_0001).bigEndian)
-                copy.pointee.pkt.flags = 0
-                _ = cell.ops(alps_ifnet_ops.self).pointee.output(
-                    cell.instance, index, copy, UInt16(ALPS_AF_INET), &hop)
-                return
-            }
-            index += 1
-        }
-        free(copy)
+        copy.pointee.pkt.flags = 0
+        let cell = services.ifnetCell
+        var hop = neutral(AddressClass.loopback)
+        _ = cell.ops(alps_ifnet_ops.self).pointee.output(cell.instance, index, copy, UInt16(ALPS_AF_INET), &hop)
     }
 
+    // MARK: Packets with a header of their own
+
     /// Sends a packet that carries its own IPv4 header (IP_HDRINCL). Length, checksum, and a zero source or identification
-    /// are filled in, as Linux does.
-    func outputWithHeader(_ netpcb: NetworkPCB, _ given: Mbuf) -> Int32 {
-        guard given.pointee.pkt.length >= UInt32(Header.minimumLength), given.pointee.pkt.length <= 65535,
-            let packet = services.mbuf.pointee.pullup(pool, given, UInt32(Header.minimumLength))
-        else { return ALPS_EINVAL }
-        let header = Header(bytes: packet.pointee.data)
-        guard header.version == 4, header.length >= Header.minimumLength,
-            UInt32(header.length) <= packet.pointee.length
-        else {
+    /// are filled in, as Linux does. `to` is where it goes; the header may say something else. [consumes]
+    func outputWithHeader(_ netpcb: NetworkPCB, _ given: Mbuf, to: UInt32?) -> Int32 {
+        let total = given.pointee.pkt.length
+        guard total >= UInt32(Header.minimumLength), total <= 65535 else {
+            free(given)
+            return total > 65535 ? ALPS_EMSGSIZE : ALPS_EINVAL
+        }
+        guard var packet = services.mbuf.pointee.pullup(pool, given, UInt32(Header.minimumLength)) else { return ALPS_ENOBUFS }
+        let length = Header(bytes: packet.pointee.data).length
+        guard length >= Header.minimumLength, UInt32(length) <= total else {
             free(packet)
             return ALPS_EINVAL
         }
+        guard let whole = services.mbuf.pointee.pullup(pool, packet, UInt32(length)) else { return ALPS_ENOBUFS }
+        packet = whole
+        let header = Header(bytes: packet.pointee.data)
         var way = alps_netpcb()
         way.family = UInt16(ALPS_AF_INET)
         way.flags = netpcb.pointee.flags
         way.bound_ifindex = netpcb.pointee.bound_ifindex
-        way.remote = neutral(header.destination)
+        way.multicast_ifindex = netpcb.pointee.multicast_ifindex
+        way.local = netpcb.pointee.local
+        way.remote = neutral(to ?? header.destination)
         let status = route(&way)
         guard status == 0 else {
             free(packet)
+            count(.noRoute)
             return status
         }
-        let data = packet.pointee.data
-        if header.source == 0 {
-            UnsafeMutableRawPointer(data).storeBytes(of: ipv4(way.local), toByteOffset: 12, as: UInt32.self)
-        }
+        if header.source == 0 { header.setSource(ipv4(way.local)) }
         if header.identification == 0 {
-            data.store16(4, identification(header.source, header.destination, header.protocol, isAtomic: false))
+            header.bytes.store16(4, identification(header.source, header.destination, header.protocol))
         }
-        data.store16(2, UInt16(packet.pointee.pkt.length))
+        header.bytes.store16(2, UInt16(truncatingIfNeeded: total))
         header.finish()
         packet.pointee.pkt.ethertype = 0x0800
-        packet.pointee.pkt.l3_length = UInt16(header.length)
-        if way.route.flags & ALPS_RTF_BROADCAST != 0 { packet.pointee.pkt.flags |= UInt16(ALPS_PKT_BROADCAST) }
-        guard packet.pointee.pkt.length <= way.route.mtu else {
+        packet.pointee.pkt.l3_length = UInt16(truncatingIfNeeded: length)
+        packet.pointee.pkt.csum = UInt8(ALPS_CSUM_NONE)
+        let isBroadcast = way.route.flags & ALPS_RTF_BROADCAST != 0
+        let isMulticast = AddressClass.isMulticast(header.destination)
+        guard mayLeave(header.source, header.destination, way.route.ifindex) else {
+            free(packet)
+            return ALPS_EINVAL
+        }
+        guard total <= way.route.mtu else {
+            count(.tooBig)
             free(packet)
             return ALPS_EMSGSIZE
         }
+        if isBroadcast { packet.pointee.pkt.flags |= UInt16(ALPS_PKT_BROADCAST) }
+        if isBroadcast || isMulticast && netpcb.pointee.multicast_loop != 0 {
+            loopBack(packet, way.route.ifindex, isMulticast)
+        }
         count(.sent)
+        count(.sentRaw)
         let cell = services.ifnetCell
         var hop = way.route.flags & ALPS_RTF_GATEWAY != 0 ? way.route.gateway : way.remote
         return cell.ops(alps_ifnet_ops.self).pointee.output(

@@ -8,16 +8,24 @@ struct Instance {
     let services: HostServices
     /// "alps.neterror/1:2": ICMP, if somebody provides it.
     let errorCell: UnsafePointer<alps_cell>?
-    let settings: UnsafeMutablePointer<Int64>
-    let counters: UnsafeMutablePointer<UInt64>
-    let requests: UnsafeMutablePointer<alps_user_request>
-    let entry: UnsafeMutablePointer<alps_protosw>
-    let reassembly: UnsafeMutablePointer<ReassemblyTable>
+    /// "alps.network/1:2": this instance, or the one that has taken over from it.
+    let networkCell: UnsafePointer<alps_cell>?
+    /// The routing table's generation, which changes with addresses and routes.
+    let generation: UnsafePointer<UInt64>
+    var settings: UnsafeMutablePointer<Int64>
+    var counters: UnsafeMutablePointer<UInt64>
+    var requests: UnsafeMutablePointer<alps_user_request>
+    var entry: UnsafeMutablePointer<alps_protosw>
+    var reassembly: UnsafeMutablePointer<ReassemblyTable>
+    /// Our own addresses, see LocalAddresses.swift.
+    var local = LocalTable()
     var groups: UnsafeMutablePointer<Group>?
     var rawSockets: UnsafeMutablePointer<RawSocket>?
+    /// Options of all sockets that have some, see SocketOptions.swift.
+    var socketOptions: UnsafeMutablePointer<SocketOptions>?
     /// Secret of the identification counters, see Identification.swift.
     let identificationKey: UInt64
-    let identification: UnsafeMutablePointer<UInt32>
+    var identification: UnsafeMutablePointer<UInt32>
 }
 
 typealias InstancePointer = UnsafeMutablePointer<Instance>
@@ -51,6 +59,17 @@ extension UnsafeMutablePointer where Pointee == Instance {
         return cell.ops(alps_ifnet_ops.self).pointee.last_index(cell.instance)
     }
 
+    /// lo0's index, 0 if there is none.
+    var loopbackInterface: UInt32 {
+        var index: UInt32 = 1
+        let last = lastInterface
+        while index <= last {
+            if let ifnet = ifnet(index), ifnet.pointee.type == ALPS_IFT_LOOP { return index }
+            index += 1
+        }
+        return 0
+    }
+
     /// Tells the sender of `packet` (at its network header) about it, if ICMP is there. [consumes]
     func sendError(_ packet: Mbuf, _ type: UInt8, _ code: UInt8, _ parameter: UInt32) {
         guard let cell = pointee.errorCell, cell.isProvided else {
@@ -72,6 +91,12 @@ func neutral(_ address: UInt32) -> alps_addr {
     return result
 }
 
+/// The network mask of a prefix, as it lies in a packet.
+@inline(__always)
+func networkMask(_ prefixLength: UInt8) -> UInt32 {
+    prefixLength == 0 ? 0 : (UInt32.max << (32 - UInt32(min(prefixLength, 32)))).bigEndian
+}
+
 /// A literal as C wants it: NUL-terminated, in read-only memory.
 func text(_ literal: StaticString) -> UnsafePointer<CChar> {
     UnsafeRawPointer(literal.utf8Start).assumingMemoryBound(to: CChar.self)
@@ -88,7 +113,7 @@ public func pluginEntry(_ out: UnsafeMutablePointer<alps_descriptor>) -> Int32 {
             abi_minor_needed: 0, flags: ALPS_PLUGIN_UNLOADABLE, name: text("ipv4"), version: text("1.0.0"),
             summary: text("Internet Protocol version 4 (RFC 791, RFC 1122)"), provides: providesTable(),
             provides_count: 1, requires_count: 0, requires_: nil, create: create, destroy: destroy, start: start,
-            quiesce: nil, callout: ipCallout, batch_end: nil, ifnet_event: ipInterfaceEvent, export_state: nil,
+            quiesce: quiesce, callout: ipCallout, batch_end: nil, ifnet_event: ipInterfaceEvent, export_state: nil,
             import_state: nil))
     return 0
 }
@@ -125,18 +150,30 @@ private func create(
     _ result: UnsafeMutablePointer<UnsafeMutableRawPointer?>
 ) -> Int32 {
     guard let services = HostServices(host) else { return ALPS_ENOSYS }
-    guard let instance = services.allocate(Instance.self),
-        let settings = services.allocateArray(Int64.self, Setting.allCases),
-        let counters = services.allocateArray(UInt64.self, Counter.allCases),
-        let requests = services.allocateArray(alps_user_request.self, Raw.requestCount),
-        let entry = services.allocate(alps_protosw.self),
-        let reassembly = services.allocate(ReassemblyTable.self),
-        let identification = services.allocateArray(UInt32.self, Identification.slots)
-    else { return ALPS_ENOMEM }
+    let instance = services.allocate(Instance.self)
+    let settings = services.allocateArray(Int64.self, Setting.allCases)
+    let counters = services.allocateArray(UInt64.self, Counter.allCases)
+    let requests = services.allocateArray(alps_user_request.self, Raw.requestCount)
+    let entry = services.allocate(alps_protosw.self)
+    let reassembly = services.allocate(ReassemblyTable.self)
+    let identification = services.allocateArray(UInt32.self, Identification.slots)
+    guard let instance, let settings, let counters, let requests, let entry, let reassembly, let identification else {
+        services.freeIfPresent(instance)
+        services.freeArrayIfPresent(settings, Setting.allCases)
+        services.freeArrayIfPresent(counters, Counter.allCases)
+        services.freeArrayIfPresent(requests, Raw.requestCount)
+        services.freeIfPresent(entry)
+        services.freeIfPresent(reassembly)
+        services.freeArrayIfPresent(identification, Identification.slots)
+        return ALPS_ENOMEM
+    }
+    let routes = services.routeCell
     instance.initialize(
         to: Instance(
-            services: services, errorCell: services.cell("alps.neterror/1:2"), settings: settings, counters: counters,
-            requests: requests, entry: entry, reassembly: reassembly, groups: nil, rawSockets: nil,
+            services: services, errorCell: services.cell("alps.neterror/1:2"),
+            networkCell: services.cell("alps.network/1:2"),
+            generation: routes.ops(alps_route_ops.self).pointee.generation(routes.instance), settings: settings,
+            counters: counters, requests: requests, entry: entry, reassembly: reassembly,
             identificationKey: services.random | 1, identification: identification))
     result.pointee = UnsafeMutableRawPointer(instance)
     return 0
@@ -146,7 +183,9 @@ private func destroy(_ context: UnsafeMutableRawPointer) {
     let instance = context.assumingMemoryBound(to: Instance.self)
     let services = instance.services
     instance.dropAllDatagrams()
+    instance.forgetSocketOptions()
     instance.dropAllGroups()
+    instance.freeLocalTable()
     services.freeArray(instance.pointee.settings, Setting.allCases)
     services.freeArray(instance.pointee.counters, Counter.allCases)
     services.freeArray(instance.pointee.requests, Raw.requestCount)
@@ -168,6 +207,13 @@ private func start(_ context: UnsafeMutableRawPointer) -> Int32 {
     return cell.ops(alps_ifnet_ops.self).pointee.register_ethertype(cell.instance, &registration)
 }
 
+/// Whoever has taken over gets what sockets have asked for.
+private func quiesce(_ context: UnsafeMutableRawPointer) {
+    let instance = context.assumingMemoryBound(to: Instance.self)
+    instance.handOverSocketOptions()
+    instance.dropAllDatagrams()
+}
+
 enum TimerFunction {
     static var reassembly: UInt32 { 1 }
     static var report: UInt32 { 2 }
@@ -185,5 +231,11 @@ private func ipCallout(_ context: UnsafeMutableRawPointer, _ function: UInt32, _
 private func ipInterfaceEvent(_ context: UnsafeMutableRawPointer, _ event: UnsafeRawPointer) {
     let instance = context.assumingMemoryBound(to: Instance.self)
     let event = event.assumingMemoryBound(to: alps_ifnet_event.self)
-    if event.pointee.kind == ALPS_IFEVENT_DETACH { instance.dropGroups(of: event.pointee.ifnet.pointee.index) }
+    switch event.pointee.kind {
+    case ALPS_IFEVENT_DETACH: instance.dropGroups(of: event.pointee.ifnet.pointee.index)
+    // Switches and routers may have forgotten us while the link was down.
+    case ALPS_IFEVENT_UP: instance.reportGroups(of: event.pointee.ifnet.pointee.index)
+    case ALPS_IFEVENT_ADDRESS_ADD, ALPS_IFEVENT_ADDRESS_DELETE: instance.pointee.local.generation = 0
+    default: break
+    }
 }

@@ -1,41 +1,8 @@
 import PluginAPI
 import PluginKit
 
-/// Addresses, routes and path MTUs, seen from a socket.
+/// Addresses and routes, seen from a socket.
 extension UnsafeMutablePointer where Pointee == Instance {
-    /// One of this stack's addresses.
-    func isLocal(_ address: UInt32) -> Bool {
-        if AddressClass.isLoopback(address) { return true }
-        var index: UInt32 = 1
-        let last = lastInterface
-        while index <= last {
-            if let ifnet = ifnet(index), let list = ifnet.pointee.addresses {
-                for place in 0..<Int(ifnet.pointee.address_count)
-                where ipv4(list[place].addr) == address && list[place].flags & ALPS_IFA_DUPLICATE == 0 {
-                    return true
-                }
-            }
-            index += 1
-        }
-        return false
-    }
-
-    /// The broadcast address of a network of interface `ifindex` (0: of any).
-    func isDirectedBroadcast(_ address: UInt32, _ ifindex: UInt32) -> Bool {
-        var index: UInt32 = ifindex == 0 ? 1 : ifindex
-        let last = ifindex == 0 ? lastInterface : ifindex
-        while index <= last {
-            if let ifnet = ifnet(index), let list = ifnet.pointee.addresses {
-                for place in 0..<Int(ifnet.pointee.address_count) {
-                    let broadcast = ipv4(list[place].broadcast)
-                    if broadcast != 0, broadcast == address { return true }
-                }
-            }
-            index += 1
-        }
-        return false
-    }
-
     func classify(_ address: UInt32, _ ifindex: UInt32) -> UInt32 {
         if address == 0 { return ALPS_ADDR_UNSPECIFIED }
         if AddressClass.isMulticast(address) { return ALPS_ADDR_MULTICAST }
@@ -48,27 +15,39 @@ extension UnsafeMutablePointer where Pointee == Instance {
     func sourceAddress(_ ifindex: UInt32, toward: UInt32) -> UInt32 {
         guard let ifnet = ifnet(ifindex), let list = ifnet.pointee.addresses else { return 0 }
         var first: UInt32 = 0
-        for place in 0..<Int(ifnet.pointee.address_count) where list[place].flags & ALPS_IFA_DUPLICATE == 0 {
+        for place in 0..<Int(ifnet.pointee.address_count)
+        where list[place].flags & ALPS_IFA_DUPLICATE == 0 && list[place].family == UInt16(ALPS_AF_INET) {
             let address = ipv4(list[place].addr)
-            let length = UInt32(list[place].prefix_length)
-            let mask = length == 0 ? 0 : (UInt32.max << (32 - min(length, 32))).bigEndian
+            let mask = networkMask(list[place].prefix_length)
             if address & mask == toward & mask { return address }
             if first == 0 { first = address }
         }
         return first
     }
 
-    @inline(__always)
-    var routeGeneration: UInt64 {
-        let cell = services.routeCell
-        return cell.ops(alps_route_ops.self).pointee.generation(cell.instance).pointee
+    /// For an interface without an address of its own: any other's, but not loopback's (RFC 1122, section 3.3.4.3).
+    private func anySource(toward: UInt32) -> UInt32 {
+        var index: UInt32 = 1
+        let last = lastInterface
+        while index <= last {
+            if let ifnet = ifnet(index), ifnet.pointee.type != ALPS_IFT_LOOP {
+                let address = sourceAddress(index, toward: toward)
+                if address != 0 { return address }
+            }
+            index += 1
+        }
+        return 0
     }
 
-    /// Makes sure that the cached route is good and a local address chosen.
+    @inline(__always)
+    var routeGeneration: UInt64 { pointee.generation.pointee }
+
+    /// Makes sure that the cached route is good and a local address chosen. A route is kept with the destination it was
+    /// looked up for, so that a copy of the attachment with another `remote` is safe.
     @inline(__always)
     func route(_ netpcb: NetworkPCB) -> Int32 {
         if netpcb.pointee.route.generation == routeGeneration, netpcb.pointee.route.size != 0,
-            ipv4(netpcb.pointee.local) != 0
+            ipv4(netpcb.pointee.route.destination) == ipv4(netpcb.pointee.remote), ipv4(netpcb.pointee.local) != 0
         {
             return 0
         }
@@ -77,34 +56,42 @@ extension UnsafeMutablePointer where Pointee == Instance {
 
     @inline(never)
     private func findRoute(_ netpcb: NetworkPCB) -> Int32 {
-        let remote = ipv4(netpcb.pointee.remote)
         netpcb.pointee.route.size = 0
+        // Linux, BSD: 0.0.0.0 as a destination is this host.
+        if ipv4(netpcb.pointee.remote) == 0 { netpcb.pointee.remote = neutral(AddressClass.loopback) }
+        let remote = ipv4(netpcb.pointee.remote)
         if AddressClass.isInvalid(remote) { return ALPS_ENETUNREACH }
+        let isGroup = AddressClass.isMulticast(remote) || AddressClass.isBroadcast(remote)
         var route = alps_route()
-        let status = AddressClass.isMulticast(remote) || AddressClass.isBroadcast(remote)
-            ? interfaceRoute(netpcb, remote, &route) : tableRoute(netpcb, remote, &route)
+        let status = isGroup ? interfaceRoute(netpcb, remote, &route) : tableRoute(netpcb, remote, &route)
         guard status == 0 else { return status }
         if route.flags & ALPS_RTF_BROADCAST != 0, netpcb.pointee.flags & UInt8(ALPS_NETPCB_BROADCAST) == 0 {
             return ALPS_EACCES
         }
         if ipv4(netpcb.pointee.local) == 0 {
-            // To ourselves: from the address asked for. Else from the interface the packet leaves by.
-            let source = route.flags & ALPS_RTF_LOCAL != 0
-                ? remote
-                : sourceAddress(
-                    route.ifindex, toward: route.flags & ALPS_RTF_GATEWAY != 0 ? ipv4(route.gateway) : remote)
-            guard source != 0 else { return ALPS_EADDRNOTAVAIL }
+            let source = chooseSource(route, remote)
+            // Before an interface has an address, a host may only ask for one, by broadcast (RFC 1122, 3.2.1.3 a).
+            guard source != 0 || isGroup else { return ALPS_EADDRNOTAVAIL }
             netpcb.pointee.local = neutral(source)
         }
         route.size = UInt32(MemoryLayout<alps_route>.size)
+        route.destination = netpcb.pointee.remote
+        route.prefix_length = 32
         netpcb.pointee.route = route
         return 0
     }
 
+    /// To ourselves: from the address asked for. Else from the interface the packet leaves by.
+    private func chooseSource(_ route: alps_route, _ remote: UInt32) -> UInt32 {
+        if route.flags & ALPS_RTF_LOCAL != 0 { return remote }
+        let toward = route.flags & ALPS_RTF_GATEWAY != 0 ? ipv4(route.gateway) : remote
+        let source = sourceAddress(route.ifindex, toward: toward)
+        return source != 0 ? source : anySource(toward: toward)
+    }
+
     private func tableRoute(_ netpcb: NetworkPCB, _ remote: UInt32, _ route: inout alps_route) -> Int32 {
         let cell = services.routeCell
-        var destination = remote == 0 ? neutral(UInt32(0x7f00_0001).bigEndian) : neutral(remote)
-        if remote == 0 { netpcb.pointee.remote = destination }
+        var destination = neutral(remote)
         let status = cell.ops(alps_route_ops.self).pointee.lookup(
             cell.instance, UInt16(ALPS_AF_INET), &destination, netpcb.pointee.bound_ifindex, &route)
         if status == 0, netpcb.pointee.flags & UInt8(ALPS_NETPCB_DONTROUTE) != 0, route.flags & ALPS_RTF_GATEWAY != 0 {
@@ -119,43 +106,30 @@ extension UnsafeMutablePointer where Pointee == Instance {
         var index = netpcb.pointee.bound_ifindex
         if index == 0, isMulticast { index = netpcb.pointee.multicast_ifindex }
         if index == 0 { index = interface(of: ipv4(netpcb.pointee.local)) }
-        if index == 0, isMulticast {
-            var found = alps_route()
-            let cell = services.routeCell
-            var destination = neutral(remote)
-            if cell.ops(alps_route_ops.self).pointee.lookup(
-                cell.instance, UInt16(ALPS_AF_INET), &destination, 0, &found) == 0
-            {
-                index = found.ifindex
-            }
-        }
-        if index == 0 { index = firstBroadcastInterface() }
+        if index == 0 { index = isMulticast ? groupInterface(remote) : firstBroadcastInterface() }
         guard index != 0, let ifnet = ifnet(index) else { return ALPS_ENETUNREACH }
         route.family = UInt16(ALPS_AF_INET)
-        route.prefix_length = 32
         route.flags = ALPS_RTF_UP | ALPS_RTF_HOST | (isMulticast ? 0 : ALPS_RTF_BROADCAST)
         route.ifindex = index
         route.mtu = ifnet.pointee.mtu
-        route.destination = neutral(remote)
         route.generation = routeGeneration
         return 0
     }
 
-    func interface(of address: UInt32) -> UInt32 {
-        guard address != 0 else { return 0 }
-        var index: UInt32 = 1
-        while index <= lastInterface {
-            if let ifnet = ifnet(index), let list = ifnet.pointee.addresses {
-                for place in 0..<Int(ifnet.pointee.address_count) where ipv4(list[place].addr) == address { return index }
-            }
-            index += 1
-        }
-        return 0
+    /// The interface for a group that nobody has named one for.
+    func groupInterface(_ group: UInt32) -> UInt32 {
+        var route = alps_route()
+        let cell = services.routeCell
+        var destination = neutral(group)
+        let status = cell.ops(alps_route_ops.self).pointee.lookup(
+            cell.instance, UInt16(ALPS_AF_INET), &destination, 0, &route)
+        return status == 0 ? route.ifindex : firstBroadcastInterface()
     }
 
-    func firstBroadcastInterface() -> UInt32 {
+    private func firstBroadcastInterface() -> UInt32 {
         var index: UInt32 = 1
-        while index <= lastInterface {
+        let last = lastInterface
+        while index <= last {
             if let ifnet = ifnet(index), ifnet.pointee.flags & ALPS_IFF_BROADCAST != 0 { return index }
             index += 1
         }
@@ -173,12 +147,12 @@ func networkAttach(
     netpcb.pointee.multicast_ttl = 1
     netpcb.pointee.multicast_loop = 1
     netpcb.pointee.header_length = UInt32(Header.minimumLength)
+    netpcb.pointee.options = SocketOptions.reference(to: socket)
     return 0
 }
 
 func networkDetach(_ context: UnsafeMutableRawPointer, _ netpcb: NetworkPCB) {
-    let instance = context.assumingMemoryBound(to: Instance.self)
-    instance.releaseOptions(netpcb)
+    context.assumingMemoryBound(to: Instance.self).releaseOptions(netpcb)
 }
 
 func networkRoute(_ context: UnsafeMutableRawPointer, _ netpcb: NetworkPCB) -> Int32 {
@@ -194,46 +168,6 @@ func networkPseudoSum(
     return Checksum.fold(UInt64(a) + UInt64(b) + UInt64(protocolNumber) + UInt64(length))
 }
 
-func networkPathMTU(_ context: UnsafeMutableRawPointer, _ netpcb: NetworkPCB) -> UInt32 {
-    let instance = context.assumingMemoryBound(to: Instance.self)
-    guard instance.route(netpcb) == 0 else { return 576 }
-    if netpcb.pointee.flags & UInt8(ALPS_NETPCB_PMTU_PROBE) != 0, let ifnet = instance.ifnet(netpcb.pointee.route.ifindex) {
-        return ifnet.pointee.mtu
-    }
-    return netpcb.pointee.route.mtu
-}
-
-/// RFC 1191: a router's MTU, or the next plateau (section 7.1) if it told none; never below 68.
-func networkLowerMTU(_ context: UnsafeMutableRawPointer, _ netpcb: NetworkPCB, _ mtu: UInt32, _ packetLength: UInt32) -> UInt32 {
-    let instance = context.assumingMemoryBound(to: Instance.self)
-    var mtu = mtu
-    if mtu == 0 {
-        mtu = 68
-        let plateaus: (UInt32, UInt32, UInt32, UInt32, UInt32, UInt32, UInt32, UInt32) =
-            (32000, 17914, 8166, 4352, 2002, 1492, 1006, 508)
-        withUnsafeBytes(of: plateaus) { bytes in
-            var index = 0
-            while index < 8 {
-                let plateau = bytes.load(fromByteOffset: index * 4, as: UInt32.self)
-                if plateau < packetLength {
-                    mtu = plateau
-                    break
-                }
-                index += 1
-            }
-        }
-    }
-    mtu = max(mtu, 68)
-    let cell = instance.services.routeCell
-    var remote = netpcb.pointee.remote
-    _ = cell.ops(alps_route_ops.self).pointee.update_mtu(
-        cell.instance, UInt16(ALPS_AF_INET), &remote, mtu,
-        UInt64(truncatingIfNeeded: instance.setting(.mtuLifetime)))
-    netpcb.pointee.route.size = 0
-    instance.count(.mtuLowered)
-    return networkPathMTU(context, netpcb)
-}
-
 func networkClassify(_ context: UnsafeMutableRawPointer, _ address: UnsafePointer<alps_addr>, _ ifindex: UInt32) -> UInt32 {
     context.assumingMemoryBound(to: Instance.self).classify(ipv4(address.pointee), ifindex)
 }
@@ -246,60 +180,4 @@ func networkError(_ context: UnsafeMutableRawPointer, _ packet: Mbuf, _ kind: UI
     case ALPS_NETERR_PROTOCOL_UNREACHABLE: instance.sendError(packet, 3, 2, 0)
     default: instance.sendError(packet, 3, 13, 0)
     }
-}
-
-// MARK: Text
-
-func networkFormat(
-    _ context: UnsafeMutableRawPointer, _ address: UnsafePointer<alps_addr>, _ buffer: UnsafeMutablePointer<CChar>,
-    _ capacity: UInt32
-) -> UInt32 {
-    guard capacity >= 16 else { return 0 }
-    let bytes = UnsafeRawPointer(address)
-    var at = 0
-    for index in 0..<4 {
-        let value = bytes.load(fromByteOffset: index, as: UInt8.self)
-        if index > 0 {
-            buffer[at] = 46
-            at += 1
-        }
-        if value >= 100 {
-            buffer[at] = CChar(48 + value / 100)
-            at += 1
-        }
-        if value >= 10 {
-            buffer[at] = CChar(48 + value / 10 % 10)
-            at += 1
-        }
-        buffer[at] = CChar(48 + value % 10)
-        at += 1
-    }
-    buffer[at] = 0
-    return UInt32(at)
-}
-
-func networkParse(
-    _ context: UnsafeMutableRawPointer, _ text: UnsafePointer<CChar>, _ address: UnsafeMutablePointer<alps_addr>
-) -> Int32 {
-    var bytes: (UInt8, UInt8, UInt8, UInt8) = (0, 0, 0, 0)
-    var at = 0
-    for index in 0..<4 {
-        var value = 0
-        var digits = 0
-        while text[at] >= 48, text[at] <= 57 {
-            value = value * 10 + Int(text[at] - 48)
-            digits += 1
-            at += 1
-            if digits > 3 { return ALPS_EINVAL }
-        }
-        guard digits > 0, value < 256 else { return ALPS_EINVAL }
-        withUnsafeMutableBytes(of: &bytes) { $0[index] = UInt8(value) }
-        guard text[at] == (index == 3 ? 0 : 46) else { return ALPS_EINVAL }
-        at += 1
-    }
-    address.pointee = alps_addr()
-    withUnsafeMutableBytes(of: &address.pointee) { target in
-        withUnsafeBytes(of: bytes) { target.copyMemory(from: $0) }
-    }
-    return 0
 }

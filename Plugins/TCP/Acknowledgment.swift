@@ -115,7 +115,12 @@ extension UnsafeMutablePointer where Pointee == Connection {
         pointee.totals.bytesAcked &+= UInt64(bytes)
 
         sample(ack, options, now)
+        // At once: stream positions are counted from `sndUna`.
         pointee.sndUna = ack
+        if bytes > 0 {
+            instance.sockets.pointee.send_drop(
+                instance.socketLayer, socket, socket.pointee.snd.head &+ UInt64(bytes))
+        }
         if pointee.sndNxt < ack { pointee.sndNxt = ack }
         if pointee.sndUp < ack { pointee.sndUp = ack }
         if pointee.sndSmall < ack { pointee.sndSmall = ack }
@@ -141,10 +146,6 @@ extension UnsafeMutablePointer where Pointee == Connection {
             armRetransmit()
         }
 
-        if bytes > 0 {
-            instance.sockets.pointee.send_drop(
-                instance.socketLayer, socket, socket.pointee.snd.head &+ UInt64(bytes))
-        }
         if finIsAcked {
             set(.finAcked)
             return finAcknowledged()

@@ -54,7 +54,7 @@ struct ConnectionFlags: OptionSet {
     /// RFC 7323 options in force.
     static var timestamps: ConnectionFlags { .init(rawValue: 1 << 6) }
     static var windowScaling: ConnectionFlags { .init(rawValue: 1 << 7) }
-    /// The peer offered SACK.
+    /// Selective acknowledgments are agreed on (RFC 2018).
     static var sackPermitted: ConnectionFlags { .init(rawValue: 1 << 8) }
     /// An acknowledgment is due at the end of the batch, or may wait for the timer.
     static var ackNow: ConnectionFlags { .init(rawValue: 1 << 9) }
@@ -345,8 +345,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
 
     // MARK: End
 
-    /// The connection is over: CLOSED, with an error for the application or without. The control block stays for as long
-    /// as the application has the socket; afterwards `self` may be gone.
+    /// The connection is over: CLOSED, with an error for the application or without. The control block stays for as
+    /// long as the application has the socket; afterwards `self` may be gone.
     func close(_ error: Int32) {
         let wasConnected = pointee.state.isSynchronized
         remove()

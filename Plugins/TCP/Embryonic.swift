@@ -114,7 +114,8 @@ extension UnsafeMutablePointer where Pointee == Instance {
             mss: UInt16(truncatingIfNeeded: entry.pointee.advertisedMSS),
             windowScale: entry.pointee.hasScaling ? entry.pointee.rcvScale : nil,
             timestamp: entry.pointee.hasTimestamps
-                ? (timestampClock &+ entry.pointee.timestampOffset, entry.pointee.tsRecent) : nil)
+                ? (timestampClock &+ entry.pointee.timestampOffset, entry.pointee.tsRecent) : nil,
+            sackPermitted: entry.pointee.isSackPermitted)
         entry.pointee.sentAt = now
         emit(
             network, &netpcb, conn: &entry.pointee.conn, sequence: entry.pointee.iss, acknowledgment: entry.rcvNxt,

@@ -102,7 +102,8 @@ extension UnsafeMutablePointer where Pointee == Instance {
     private func checksumHolds(_ packet: Mbuf, _ network: Network) -> Bool {
         let length = packet.pointee.pkt.length
         let pseudo = network.ops.pointee.pseudo_sum(
-            network.instance, &packet.pointee.pkt.source, &packet.pointee.pkt.destination, Registration.protocol, length)
+            network.instance, &packet.pointee.pkt.source, &packet.pointee.pkt.destination, Registration.protocol, length
+        )
         let cell = services.mbufCell
         let sum = cell.ops(alps_mbuf_ops.self).pointee.sum(cell.instance, packet, 0, length)
         return Checksum.fold(UInt64(pseudo) &+ UInt64(sum)) == 0xffff
@@ -122,10 +123,12 @@ extension UnsafeMutablePointer where Pointee == Instance {
         guard !segment.has(Flag.rst), isUsableSource(segment.packet, network) else { return }
         count(.sentResets)
         if segment.has(Flag.ack) {
-            reply(segment.packet, network, sequence: segment.acknowledgment, acknowledgment: SequenceNumber(0),
+            reply(
+                segment.packet, network, sequence: segment.acknowledgment, acknowledgment: SequenceNumber(0),
                 flags: Flag.rst)
         } else {
-            reply(segment.packet, network, sequence: SequenceNumber(0),
+            reply(
+                segment.packet, network, sequence: SequenceNumber(0),
                 acknowledgment: segment.sequence + segment.sequenceLength, flags: Flag.rst | Flag.ack)
         }
     }

@@ -92,7 +92,7 @@ extension UnsafeMutablePointer where Pointee == Instance {
         entry.pointee.tsRecent = options.timestamp
         entry.pointee.hasScaling = options.hasWindowScale && isOn(.rfc1323)
         entry.pointee.sndScale = options.windowScale
-        entry.pointee.isSackPermitted = options.isSackPermitted
+        entry.pointee.isSackPermitted = options.isSackPermitted && isOn(.sack)
         let limit = head.pointee.rcv.limit
         entry.pointee.rcvScale = entry.pointee.hasScaling ? windowScale(limit) : 0
         entry.pointee.advertisedWindow = min(limit, 65535)
@@ -219,6 +219,7 @@ extension UnsafeMutablePointer where Pointee == Instance {
             fill(entry, listener, segment, network)
             entry.pointee.hasScaling = false
             entry.pointee.hasTimestamps = false
+            entry.pointee.isSackPermitted = false
             var index: UInt32 = 7
             while index > 0, cookieMSS(index) > entry.pointee.peerMSS { index -= 1 }
             entry.pointee.iss = cookie(&entry.pointee.conn, segment.sequence, period: now / cookiePeriod, index: index)

@@ -2,11 +2,12 @@ import PluginKit
 
 /// The options of one header (RFC 9293, 3.1; RFC 7323).
 ///
-/// SACK-permitted is recognised and not answered: loss recovery here is NewReno's.
+/// Selective acknowledgments are sent and not read: loss recovery here is NewReno's.
 struct Options {
     static var mssKind: UInt8 { 2 }
     static var windowScaleKind: UInt8 { 3 }
     static var sackPermittedKind: UInt8 { 4 }
+    static var sackKind: UInt8 { 5 }
     static var timestampKind: UInt8 { 8 }
 
     /// Bytes of the timestamp option with its padding, on every segment of a connection that uses it.
@@ -78,6 +79,7 @@ struct SynOptions {
     var windowScale: UInt8?
     /// Value and echo; nil: none.
     var timestamp: (value: UInt32, echo: UInt32)?
+    var sackPermitted: Bool
 
     /// Writes the options, padded to words, at `place`, which has room for 40 bytes. Returns their length.
     func write(_ place: UnsafeMutablePointer<UInt8>) -> UInt32 {
@@ -95,9 +97,20 @@ struct SynOptions {
         }
         if let timestamp {
             place.store32(at, Options.timestampPrefix)
+            if sackPermitted {
+                // In the place of the padding.
+                place[at] = Options.sackPermittedKind
+                place[at + 1] = 2
+            }
             place.store32(at + 4, timestamp.value)
             place.store32(at + 8, timestamp.echo)
             at += 12
+        } else if sackPermitted {
+            place[at] = 1
+            place[at + 1] = 1
+            place[at + 2] = Options.sackPermittedKind
+            place[at + 3] = 2
+            at += 4
         }
         return UInt32(at)
     }

@@ -94,8 +94,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
         return Plan(amount: UInt32(truncatingIfNeeded: amount), sendsFin: sendsFin, isLast: amount == rest)
     }
 
-    /// Leaves out a last segment that is not full and should wait (sender's silly window avoidance, RFC 9293, 3.8.6.2.1;
-    /// Nagle's algorithm in Minshall's form: wait only while another small segment is unacknowledged).
+    /// Leaves out a last segment that is not full and should wait: the sender's silly window avoidance (RFC 9293,
+    /// 3.8.6.2.1), and Nagle's algorithm in Minshall's form, to wait only while another small one is unacknowledged.
     @inline(__always)
     private func wholeSegments(_ amount: Int, _ rest: Int, force: Bool) -> Int {
         let mss = Int(pointee.mss)

@@ -9,6 +9,8 @@ struct Reassembly {
     var ranges: UnsafeMutablePointer<SequenceRange>?
     var count: Int
     var capacity: Int
+    /// Where the segments began that arrived last, the newest first: what to tell the sender of.
+    var recent: [4 of SequenceNumber]
 }
 
 struct SequenceRange {
@@ -65,6 +67,22 @@ extension Reassembly {
         remove(index + 1, last)
     }
 
+    /// A segment has arrived out of order.
+    mutating func note(_ start: SequenceNumber) {
+        guard recent[0] != start else { return }
+        recent[3] = recent[2]
+        recent[2] = recent[1]
+        recent[1] = recent[0]
+        recent[0] = start
+    }
+
+    /// The range that holds `number`.
+    func range(holding number: SequenceNumber) -> SequenceRange? {
+        let index = search(number + 1)
+        guard let ranges, index < count, ranges[index].start <= number else { return nil }
+        return ranges[index]
+    }
+
     /// Removes what begins at or before `next` and returns how far in-order data now reach.
     mutating func take(_ next: SequenceNumber) -> SequenceNumber {
         guard let ranges else { return next }
@@ -105,6 +123,37 @@ extension UnsafeMutablePointer where Pointee == Connection {
         pointee.reassembly.ranges = ranges
         pointee.reassembly.capacity = capacity
         return true
+    }
+
+    /// Writes the SACK option (RFC 2018, section 4): the range that has just grown first, then those before it, as many
+    /// as fit. Returns its length with padding.
+    func writeSack(_ place: UnsafeMutablePointer<UInt8>, room: UInt32) -> UInt32 {
+        let limit = min(Int(room &- 4) / 8, 4)
+        var count = 0
+        var at = 4
+        var next = 0
+        while next < 4, count < limit {
+            let recent = pointee.reassembly.recent[next]
+            next += 1
+            guard let range = pointee.reassembly.range(holding: recent) else { continue }
+            var isTold = false
+            var told = 4
+            while told < at {
+                if place.load32(told) == range.start.value { isTold = true }
+                told += 8
+            }
+            if isTold { continue }
+            place.store32(at, range.start.value)
+            place.store32(at + 4, range.end.value)
+            at += 8
+            count += 1
+        }
+        guard count > 0 else { return 0 }
+        place[0] = 1
+        place[1] = 1
+        place[2] = Options.sackKind
+        place[3] = UInt8(truncatingIfNeeded: 2 + 8 * count)
+        return UInt32(at)
     }
 
     func freeReassembly() {

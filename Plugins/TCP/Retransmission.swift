@@ -113,8 +113,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
 
     // MARK: Path MTU
 
-    /// The path takes less than we thought: what was too big goes out again at once, in smaller pieces. The timer is not
-    /// backed off and the window not closed (RFC 1191, section 6.5).
+    /// The path takes less than we thought: what was too big goes out again at once, in smaller pieces. The timer is
+    /// not backed off and the window not closed (RFC 1191, section 6.5).
     func resendSmaller() {
         clear(.timing)
         pointee.sndNxt = pointee.sndUna

@@ -135,6 +135,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
                     instance.count(.receivedSegments, segment.count)
                 } else {
                     pointee.reassembly.add(segment.sequence, end)
+                    pointee.reassembly.note(segment.sequence)
                     instance.count(.receivedOutOfOrder, segment.count)
                     pointee.totals.outOfOrder &+= segment.count
                 }

@@ -73,7 +73,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         pointee.peerMSS = options.hasMSS ? instance.believe(mss: options.mss) : instance.defaultMSS(netpcb)
         set(.windowScaling, options.hasWindowScale && instance.isOn(.rfc1323))
         set(.timestamps, options.hasTimestamp && instance.isOn(.rfc1323))
-        set(.sackPermitted, options.isSackPermitted)
+        set(.sackPermitted, options.isSackPermitted && instance.isOn(.sack))
         if has(.windowScaling) {
             pointee.sndScale = options.windowScale
         } else {

@@ -61,8 +61,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
         put8(2, UInt8(clamping: pointee.backoff))
         put8(3, UInt8(clamping: pointee.keepProbes))
         put8(4, UInt8(clamping: pointee.backoff))
-        // TCPI_OPT_TIMESTAMPS, TCPI_OPT_WSCALE.
-        put8(5, (has(.timestamps) ? 1 : 0) | (has(.windowScaling) ? 4 : 0))
+        // TCPI_OPT_TIMESTAMPS, TCPI_OPT_SACK, TCPI_OPT_WSCALE.
+        put8(5, (has(.timestamps) ? 1 : 0) | (has(.sackPermitted) ? 2 : 0) | (has(.windowScaling) ? 4 : 0))
         put8(6, pointee.sndScale & 15 | pointee.rcvScale << 4)
         put32(8, microseconds(effectiveRTO))
         put32(12, microseconds(instance.nanoseconds(.delayedAckTime)))

@@ -1,8 +1,8 @@
 import PluginAPI
 import PluginKit
 
-/// What is left of a connection in TIME-WAIT (RFC 9293, 3.6.1): the tuple and the numbers to answer a lost FIN with. The
-/// socket and the control block are gone.
+/// What is left of a connection in TIME-WAIT (RFC 9293, 3.6.1): the tuple and the numbers to answer a lost FIN with.
+/// The socket and the control block are gone.
 struct TimeWait {
     var conn: alps_conn
     var next: UnsafeMutablePointer<TimeWait>?
@@ -68,7 +68,8 @@ extension UnsafeMutablePointer where Pointee == Instance {
         entry.pointee.hasTimestamps = connection.has(.timestamps)
         entry.pointee.window = UInt16(
             truncatingIfNeeded: min(
-                max(0, connection.pointee.rcvAdv - connection.pointee.rcvNxt) >> Int(connection.pointee.rcvScale), 65535))
+                max(0, connection.pointee.rcvAdv - connection.pointee.rcvNxt) >> Int(connection.pointee.rcvScale), 65535
+            ))
         return entry
     }
 
@@ -122,7 +123,8 @@ extension UnsafeMutablePointer where Pointee == Instance {
     private func answer(_ entry: TimeWaitPointer, _ segment: Segment, _ network: Network, isLimited: Bool) {
         if isLimited {
             let time = now
-            if time &- entry.pointee.challengeStart >= nanoseconds(.challengePeriod) || entry.pointee.challengeStart == 0
+            if time &- entry.pointee.challengeStart >= nanoseconds(.challengePeriod)
+                || entry.pointee.challengeStart == 0
             {
                 entry.pointee.challengeStart = time
                 entry.pointee.challenges = 0

@@ -77,11 +77,14 @@ extension UnsafeMutablePointer where Pointee == Connection {
             instance.count(.noMemory)
             return nil
         }
-        let headerLength = headerLength
         let header = packet.pointee.data
+        var headerLength = headerLength
+        if length == 0, pointee.reassembly.count > 0, has(.sackPermitted), sequence == pointee.sndNxt {
+            headerLength &+= writeSack(header + Int(headerLength), room: 60 &- headerLength)
+        }
         var flags = flags
         var urgent: UInt16 = 0
-        if pointee.sndUp > sequence {
+        if pointee.sndUp > sequence, pointee.sndUp > pointee.sndUna {
             flags |= Flag.urg
             urgent = UInt16(truncatingIfNeeded: min(pointee.sndUp - sequence, 65535))
             instance.count(.sentUrgent)
@@ -143,7 +146,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
             mss: UInt16(truncatingIfNeeded: min(pointee.advertisedMSS, 65535)),
             windowScale: scaling ? pointee.rcvScale : nil,
             timestamp: timestamps
-                ? (instance.timestampClock &+ pointee.timestampOffset, isAnswer ? pointee.tsRecent : 0) : nil)
+                ? (instance.timestampClock &+ pointee.timestampOffset, isAnswer ? pointee.tsRecent : 0) : nil,
+            sackPermitted: isAnswer ? has(.sackPermitted) : instance.isOn(.sack))
         let space = instance.sockets.pointee.receive_space(instance.socketLayer, socket)
         let window = min(space, 65535)
         if isAnswer {

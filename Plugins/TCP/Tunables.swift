@@ -4,6 +4,7 @@ import PluginKit
 /// Settings, as indexes of `Instance.settings`. Names are FreeBSD's where it has them.
 enum Setting: Int {
     case rfc1323
+    case sack
     case defaultMSS
     case minimumMSS
     case initialRTO
@@ -36,7 +37,7 @@ enum Setting: Int {
     case reassemblyLimit
     case maximumReceiveBuffer
 
-    static var count: Int { 32 }
+    static var count: Int { 33 }
 }
 
 extension UnsafeMutablePointer where Pointee == Instance {
@@ -61,6 +62,9 @@ extension UnsafeMutablePointer where Pointee == Instance {
         add(
             .rfc1323, "net.inet.tcp.rfc1323", ALPS_TUNABLE_BOOL, 1, 0...1,
             "Offer window scaling and timestamps (RFC 7323)")
+        add(
+            .sack, "net.inet.tcp.sack.enable", ALPS_TUNABLE_BOOL, 1, 0...1,
+            "Send selective acknowledgments to peers that want them (RFC 2018)")
         add(
             .defaultMSS, "net.inet.tcp.mssdflt", ALPS_TUNABLE_BYTES, 536, 48...65495,
             "Segment size if the peer does not say, in bytes")

@@ -93,8 +93,11 @@ func tcpConnect(
         netpcb.pointee.flags &= ~UInt8(ALPS_NETPCB_DONTROUTE)
     }
     var result = network.ops.pointee.route(network.instance, netpcb)
-    if result == 0 { result = connection.take(local: netpcb.pointee.local, remote: netpcb.pointee.remote,
-        port: address.pointee.port) }
+    if result == 0 {
+        result = connection.take(
+            local: netpcb.pointee.local, remote: netpcb.pointee.remote,
+            port: address.pointee.port)
+    }
     guard result == 0 else {
         netpcb.pointee.local = boundLocal
         netpcb.pointee.remote = alps_addr()

@@ -153,3 +153,17 @@ extension HostServices {
             text.utf8CodeUnitCount)
     }
 }
+
+extension HostServices {
+    // MARK: Giving back what a failed `create` has got so far
+
+    /// Gives one `T` back, if there is one.
+    public func freeIfPresent<T>(_ pointer: UnsafeMutablePointer<T>?) {
+        if let pointer { free(pointer) }
+    }
+
+    /// Gives an array back, if there is one.
+    public func freeArrayIfPresent<T>(_ pointer: UnsafeMutablePointer<T>?, _ count: Int) {
+        if let pointer { freeArray(pointer, count) }
+    }
+}

@@ -23,7 +23,7 @@ import Testing
     }
 
     @Test(arguments: 1...9) func anOddLastByteIsTheHighHalfOfAWord(count: Int) {
-        let bytes = (0..<count).map { UInt8($0 &* 37 &+ 11) }
+        let bytes = (0..<count).map { UInt8(truncatingIfNeeded: $0 * 37 + 11) }
         var expected: UInt32 = 0
         for (index, byte) in bytes.enumerated() { expected += index % 2 == 0 ? UInt32(byte) << 8 : UInt32(byte) }
         while expected >> 16 != 0 { expected = (expected & 0xffff) + (expected >> 16) }

@@ -47,7 +47,9 @@ import Testing
         put16(&header, 6, fragment)
         put16(&header, 10, sum(header[...]))
         var body = body
-        let pseudo = UInt32(10 << 8 + Int(0)) + UInt32(source) + UInt32(10 << 8) + 1 + UInt32(protocolNumber) + UInt32(body.count)
+        // Words of the addresses, protocol and length.
+        let words: [UInt32] = [0x0a00, UInt32(source), 0x0a00, 1, UInt32(protocolNumber), UInt32(body.count)]
+        let pseudo = words.reduce(0, +)
         if fragment == 0 {
             switch protocolNumber {
             case 1 where body.count >= 8:
@@ -68,32 +70,42 @@ import Testing
 
     /// Frames that make sense, to be mutated or sent as they are.
     private static func template(_ generator: inout Generator) -> [UInt8] {
-        var body = (0..<generator.below(64)).map { _ in UInt8(truncatingIfNeeded: generator.next()) }
+        let body = (0..<generator.below(64)).map { _ in UInt8(truncatingIfNeeded: generator.next()) }
         switch generator.below(8) {
         case 0:
-            return [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 1, 0, 2, 8, 6, 0, 1, 8, 0, 6, 4, 0, UInt8(1 + generator.below(2)),
-                2, 0, 0, 1, 0, 2, 10, 0, 0, UInt8(generator.below(255)), 0, 0, 0, 0, 0, 0, 10, 0, 0, UInt8(1 + generator.below(3))]
+            var frame: [UInt8] = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 1, 0, 2, 8, 6]
+            frame += [0, 1, 8, 0, 6, 4, 0, UInt8(1 + generator.below(2)), 2, 0, 0, 1, 0, 2, 10, 0, 0]
+            frame += [UInt8(generator.below(255)), 0, 0, 0, 0, 0, 0, 10, 0, 0, UInt8(1 + generator.below(3))]
+            return frame
         case 1: return packet(1, [UInt8(generator.below(20)), UInt8(generator.below(6)), 0, 0, 0, 1, 0, 1] + body)
         case 2:
             // An error about a packet of ours.
-            let quoted = packet(UInt8([6, 17][generator.below(2)]), [0, 80, 0x9c, 0x40, 0, 0, 0, 0] + body)
-            return packet(1, [3, UInt8(generator.below(16)), 0, 0, 0, 0, 0, UInt8(generator.below(255))] + quoted[14...])
+            let transport: UInt8 = generator.below(2) == 0 ? 6 : 17
+            let ports: [UInt8] = [0, 80, 0x9c, 0x40, 0, 0, 0, 0]
+            let quoted = packet(transport, ports + body)
+            let head: [UInt8] = [3, UInt8(generator.below(16)), 0, 0, 0, 0, 0, UInt8(generator.below(255))]
+            return packet(1, head + quoted[14...])
         case 3:
             let port = [7, 9, 80][generator.below(3)]
-            return packet(17, [0x9c, 0x40, 0, UInt8(port), 0, UInt8(8 + body.count), 0, 0] + body)
+            let head: [UInt8] = [0x9c, 0x40, 0, UInt8(port), 0, UInt8(8 + body.count), 0, 0]
+            return packet(17, head + body)
         case 4:
             return packet(UInt8(generator.below(256)), body, fragment: generator.below(2) << 13 | generator.below(200))
         case 5:
-            return packet(2, [UInt8([0x11, 0x16, 0x17][generator.below(3)]), 1, 0, 0, 224, 0, 0, 1] + body)
+            let type: UInt8 = [0x11, 0x16, 0x17][generator.below(3)]
+            let head: [UInt8] = [type, 1, 0, 0, 224, 0, 0, 1]
+            return packet(2, head + body)
         default:
             // TCP to a listener: few ports and few sequence numbers, so that states are reached.
             let flags = UInt8([2, 16, 24, 17, 4, 18, 0, 41][generator.below(8)])
-            let options = generator.below(2) == 0 ? [] : [2, 4, 5, 0xb4, 4, 2, 8, 10, 0, 0, 0, UInt8(generator.below(9)), 0, 0, 0, 0, 1, 3, 3, 7] as [UInt8]
-            body = [
-                0x9c, UInt8(0x40 + generator.below(4)), 0, 80, 0, 0, 0, UInt8(generator.below(16)), 0, 0, 0, UInt8(generator.below(16)),
-                UInt8((20 + options.count) / 4 << 4), flags, UInt8(generator.below(256)), 0, 0, 0, 0, 0,
-            ] + options + body
-            return packet(6, body, source: UInt8(2 + generator.below(3)))
+            var options: [UInt8] = []
+            if generator.below(2) == 0 {
+                options = [2, 4, 5, 0xb4, 4, 2, 8, 10, 0, 0, 0, UInt8(generator.below(9)), 0, 0, 0, 0, 1, 3, 3, 7]
+            }
+            var segment: [UInt8] = [0x9c, UInt8(0x40 + generator.below(4)), 0, 80]
+            segment += [0, 0, 0, UInt8(generator.below(16)), 0, 0, 0, UInt8(generator.below(16))]
+            segment += [UInt8((20 + options.count) / 4 << 4), flags, UInt8(generator.below(256)), 0, 0, 0, 0, 0]
+            return packet(6, segment + options + body, source: UInt8(2 + generator.below(3)))
         }
     }
 

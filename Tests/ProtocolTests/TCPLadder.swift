@@ -4,7 +4,7 @@ import PluginAPI
 import Testing
 
 /// A stack under test at 10.0.0.1 and, at 10.0.0.2, a peer made of nothing but the segments a test sends. Sequence
-/// numbers are relative to the initial one of their sender. What the stack sends has to be expected, segment by segment.
+/// numbers are relative to the initial one of their sender. What the stack sends has to be expected, one by one.
 final class Ladder {
     struct Flags: OptionSet {
         let rawValue: UInt8

@@ -16,11 +16,11 @@ import Testing
         #expect(socket.write([1]) == 1)
         #expect(ladder.expect([.ack, .psh], seq: 1, length: 1)?.timestamp?.echo == 5000)
         ladder.peerTimestamp = 5100
-        ladder.inject(.ack, seq: 1, ack: 2, length: 1460)
+        ladder.inject(.ack, seq: 1, ack: 2, length: 1448)
         ladder.peerTimestamp = 5200
-        ladder.inject(.ack, seq: 1461, ack: 2, length: 1460)
+        ladder.inject(.ack, seq: 1449, ack: 2, length: 1448)
         // The delayed acknowledgment echoes the first of the two (RFC 7323, 4.3).
-        #expect(ladder.expect(.ack, seq: 2, ack: 2921)?.timestamp?.echo == 5100)
+        #expect(ladder.expect(.ack, seq: 2, ack: 2897)?.timestamp?.echo == 5100)
         ladder.finish()
     }
 
@@ -133,5 +133,57 @@ import Testing
         #expect(Set(first).count == 4)
         let second = try numbers()
         #expect(second == first)
+    }
+}
+
+@Suite struct TCPSelectiveAcknowledgmentTests {
+    private func blocks(_ ladder: Ladder, _ segment: Ladder.Sent?) -> [[Int]] {
+        guard let bytes = segment?.option(5) else { return [] }
+        func number(_ at: Int) -> Int {
+            Int(Int32(bitPattern: bytes[at..<(at + 4)].reduce(0) { $0 << 8 | UInt32($1) } &- ladder.peerISN))
+        }
+        return stride(from: 0, to: bytes.count, by: 8).map { [number($0), number($0 + 4)] }
+    }
+
+    private func accept(_ ladder: Ladder) throws -> Socket {
+        let listener = try ladder.listener()
+        ladder.inject(.syn, seq: 0, options: Ladder.synOptions() + [4, 2])
+        let answer = ladder.expect([.syn, .ack], seq: 0, ack: 1)
+        #expect(answer?.option(4) != nil)
+        ladder.inject(.ack, seq: 1, ack: 1)
+        return try #require(listener.acceptNext())
+    }
+
+    @Test func theNewestBlockComesFirst() throws {
+        let ladder = try Ladder()
+        _ = try accept(ladder)
+        ladder.inject(.ack, seq: 101, ack: 1, length: 100)
+        #expect(blocks(ladder, ladder.expect(.ack, ack: 1)) == [[101, 201]])
+        ladder.inject(.ack, seq: 401, ack: 1, length: 100)
+        #expect(blocks(ladder, ladder.expect(.ack, ack: 1)) == [[401, 501], [101, 201]])
+        ladder.inject(.ack, seq: 201, ack: 1, length: 100)
+        #expect(blocks(ladder, ladder.expect(.ack, ack: 1)) == [[101, 301], [401, 501]])
+        ladder.inject(.ack, seq: 1, ack: 1, length: 100)
+        #expect(blocks(ladder, ladder.expect(.ack, ack: 301)) == [[401, 501]])
+        ladder.inject(.ack, seq: 301, ack: 1, length: 100)
+        #expect(blocks(ladder, ladder.expect(.ack, ack: 501)) == [])
+        ladder.finish()
+    }
+
+    @Test func asManyBlocksAsFitAreTold() throws {
+        let ladder = try Ladder()
+        _ = try accept(ladder)
+        for index in 1...6 { ladder.inject(.ack, seq: 1 + index * 200, ack: 1, length: 100) }
+        let last = ladder.takeAll().last
+        #expect(blocks(ladder, last) == [[1201, 1301], [1001, 1101], [801, 901], [601, 701]])
+        ladder.finish()
+    }
+
+    @Test func aPeerThatDidNotAskGetsNone() throws {
+        let ladder = try Ladder()
+        _ = try ladder.accept()
+        ladder.inject(.ack, seq: 101, ack: 1, length: 100)
+        #expect(ladder.expect(.ack, ack: 1)?.option(5) == nil)
+        ladder.finish()
     }
 }

@@ -42,7 +42,7 @@ import Testing
     /// Sends `count` bytes one way or both, and closes. Every byte must arrive, once and in order.
     private func transfer(
         _ link: String, count: Int, bothWays: Bool = false, seed: UInt64 = 1, receiveBuffer: UInt32 = 0,
-        limit: UInt64 = 3600, readEvery: UInt64 = 1_000_000
+        limit: UInt64 = 3600, readEvery: UInt64 = 5_000_000
     ) throws -> UInt64 {
         let pair = try Pair(link, seed: seed, receiveBuffer: receiveBuffer)
         let start = pair.network.clock.now
@@ -52,7 +52,9 @@ import Testing
             for index in directions.indices {
                 while directions[index].sent < count {
                     let at = directions[index].sent
-                    let written = directions[index].from.write(pattern(at..<min(count, at + 16384)))
+                    let room = directions[index].from.sendSpace
+                    guard room > 0 else { break }
+                    let written = directions[index].from.write(pattern(at..<min(count, at + room)))
                     guard written > 0 else { break }
                     directions[index].sent += written
                     if directions[index].sent == count { #expect(directions[index].from.shutdown(1) == 0) }
@@ -85,18 +87,18 @@ import Testing
     }
 
     @Test func bulkOneWay() throws {
-        let elapsed = try transfer("delay 5ms rate 100mbit", count: 10_000_000)
-        // 0.8 s at line rate.
-        #expect(elapsed < 1_500_000_000)
+        let elapsed = try transfer("delay 5ms rate 100mbit", count: 4_000_000, readEvery: 1_000_000)
+        // 0.32 s at line rate.
+        #expect(elapsed < 600_000_000)
     }
 
     @Test func bulkBothWaysAtOnce() throws {
-        _ = try transfer("delay 5ms rate 100mbit", count: 3_000_000, bothWays: true)
+        _ = try transfer("delay 5ms rate 100mbit", count: 1_000_000, bothWays: true)
     }
 
     @Test(arguments: [1, 2, 3] as [UInt64])
     func lossIsRepaired(seed: UInt64) throws {
-        _ = try transfer("delay 5ms rate 10mbit loss 3%", count: 1_000_000, bothWays: true, seed: seed)
+        _ = try transfer("delay 5ms rate 10mbit loss 3%", count: 300_000, bothWays: true, seed: seed)
     }
 
     @Test func heavyLossIsSurvived() throws {
@@ -120,8 +122,8 @@ import Testing
         var sent = 0
         var received = 0
         while received < data.count {
-            while sent < data.count {
-                let written = pair.client.write(Array(data[sent..<min(data.count, sent + 65536)]))
+            while sent < data.count, pair.client.sendSpace > 0 {
+                let written = pair.client.write(Array(data[sent..<min(data.count, sent + pair.client.sendSpace)]))
                 guard written > 0 else { break }
                 sent += written
             }
@@ -173,7 +175,8 @@ import Testing
         #expect(listener.listen(2000) == 0)
         let clients = try (0..<1000).map { _ in try a.sockets.create(domain: 2, type: 1, protocol: 6) }
         for client in clients { #expect(client.connect(endpoint("10.0.0.2", 80)) == 115) }
-        network.run(for: 100_000_000)
+        // Most of the first SYNs find the address not resolved and are lost.
+        network.run(for: 5_000_000_000)
         var servers: [Socket] = []
         while let server = listener.acceptNext() { servers.append(server) }
         #expect(servers.count == 1000)

@@ -3,7 +3,8 @@ import Glibc
 
 /// Something with a descriptor that the reactor watches.
 open class ReadyHandler {
-    package init() {}
+    // The unused argument keeps the compiler from warning about the initialisers that subclasses inherit.
+    package init(_ unused: Void = ()) {}
 
     /// The descriptor is ready: EPOLLIN, EPOLLOUT, EPOLLHUP, ... as epoll_wait gave them.
     open func ready(_ events: UInt32) {}

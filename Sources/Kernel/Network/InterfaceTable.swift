@@ -163,6 +163,8 @@ package final class InterfaceTable {
             })
         else { return ENOENT }
         interface.setFlags(flags, ofAddress: place)
+        // Source addresses chosen before are void.
+        kernel.routes.changed()
         return 0
     }
 

@@ -19,7 +19,9 @@ package final class PluginImage {
         self.note = note
         self.hash = hash
         let base = path.split(separator: "/").last.map(String.init) ?? "plugin.so"
-        let copy = try Self.directory() + "/\(String(hash, radix: 16))-\(base)"
+        // Several kernels, of one process or of many, may load the same content at a time.
+        let unique = String(UInt32.random(in: 0 ... .max), radix: 16)
+        let copy = try Self.directory() + "/\(String(hash, radix: 16))-\(getpid())-\(unique)-\(base)"
         copyPath = copy
         try Self.write(bytes, to: copy)
         defer { unlink(copy) }

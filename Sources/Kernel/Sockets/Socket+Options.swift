@@ -4,153 +4,283 @@ import PluginAPI
 
 /// getsockopt and setsockopt. SOL_SOCKET is the socket layer's; other levels go to the transport, then to the network.
 extension Socket {
+    // Numbers that <sys/socket.h> hides behind expressions Swift cannot import.
+    private static let timestampNanoseconds: Int32 = 35
+    private static let receiveTimeoutNew: Int32 = 66
+    private static let sendTimeoutNew: Int32 = 67
+    private static let bindToIndex: Int32 = 62
+    private static let cookie: Int32 = 57
+
     /// A flag option of SOL_SOCKET that lives in `alps_socket.options`.
     private static func flag(_ name: Int32) -> UInt32? {
         switch name {
-        case SO_REUSEADDR: UInt32(ALPS_SO_REUSEADDR)
-        case SO_REUSEPORT: UInt32(ALPS_SO_REUSEPORT)
-        case SO_KEEPALIVE: UInt32(ALPS_SO_KEEPALIVE)
-        case SO_BROADCAST: UInt32(ALPS_SO_BROADCAST)
-        case SO_OOBINLINE: UInt32(ALPS_SO_OOBINLINE)
-        case SO_DONTROUTE: UInt32(ALPS_SO_DONTROUTE)
-        case SO_TIMESTAMP: UInt32(ALPS_SO_TIMESTAMP)
+        case SO_REUSEADDR: ALPS_SO_REUSEADDR
+        case SO_REUSEPORT: ALPS_SO_REUSEPORT
+        case SO_KEEPALIVE: ALPS_SO_KEEPALIVE
+        case SO_BROADCAST: ALPS_SO_BROADCAST
+        case SO_OOBINLINE: ALPS_SO_OOBINLINE
+        case SO_DONTROUTE: ALPS_SO_DONTROUTE
+        case SO_TIMESTAMP, timestampNanoseconds: ALPS_SO_TIMESTAMP
         default: nil
         }
     }
 
-    /// Options that are stored and told, with their sizes in bytes. The pair in front of the socket or the shim acts on
-    /// the time-outs; priority and mark have no meaning inside one stack.
-    private static func storedSize(_ name: Int32) -> Int? {
-        switch name {
-        case SO_RCVTIMEO, SO_SNDTIMEO: 16
-        case SO_PRIORITY, SO_MARK, SO_INCOMING_CPU, SO_BUSY_POLL: 4
-        default: nil
-        }
+    /// Integers that are stored and told: nothing inside one stack acts on them.
+    private static let storedIntegers: Set<Int32> = [
+        SO_DEBUG, SO_PRIORITY, SO_MARK, SO_INCOMING_CPU, SO_BUSY_POLL, SO_RXQ_OVFL, SO_SELECT_ERR_QUEUE,
+        SO_MAX_PACING_RATE, 69 /* SO_PREFER_BUSY_POLL */, 74 /* SO_TXREHASH */,
+    ]
+
+    private static func isTimeout(_ name: Int32) -> Bool {
+        name == SO_RCVTIMEO || name == SO_SNDTIMEO || name == receiveTimeoutNew || name == sendTimeoutNew
     }
+
+    /// Both numbers of a time-out option name one setting.
+    private static func timeoutKey(_ name: Int32) -> Int32 {
+        name == SO_SNDTIMEO || name == sendTimeoutNew ? SO_SNDTIMEO : SO_RCVTIMEO
+    }
+
+    /// SO_SNDTIMEO in ns, 0 = none. Time-outs of reading and writing are kept by the application's end of the pair.
+    var sendTimeout: UInt64 {
+        guard let value = storedOptions[SO_SNDTIMEO] else { return 0 }
+        let time = value.withUnsafeBytes { $0.loadUnaligned(as: timeval.self) }
+        return UInt64(max(time.tv_sec, 0)) &* UInt64(ALPS_NSEC_PER_SEC) &+ UInt64(max(time.tv_usec, 0)) &* 1000
+    }
+
+    // MARK: Setting
 
     package func setOption(level: Int32, name: Int32, _ value: [UInt8]) -> Int32 {
-        guard level == SOL_SOCKET else { return pass(set: true, level, name, value, capacity: value.count).error }
-        func integer() -> Int32? {
-            value.count >= 4 ? value.withUnsafeBytes { $0.loadUnaligned(as: Int32.self) } : nil
+        guard level == SOL_SOCKET else { return passDown(level, name, value) }
+        if name == SO_LINGER { return setLinger(value) }
+        if name == SO_BINDTODEVICE { return bindToDevice(value) }
+        if Self.isTimeout(name) { return setTimeout(name, value) }
+        switch name {
+        case SO_TYPE, SO_ERROR, SO_DOMAIN, SO_PROTOCOL, SO_ACCEPTCONN, SO_SNDLOWAT, Self.cookie: return ENOPROTOOPT
+        default: break
         }
+        let number = value.count >= 4 ? value.withUnsafeBytes { $0.loadUnaligned(as: Int32.self) } : nil
         if let flag = Self.flag(name) {
-            guard let number = integer() else { return EINVAL }
-            if number != 0 { raw.pointee.options |= flag } else { raw.pointee.options &= ~flag }
-            if name == SO_BROADCAST || name == SO_DONTROUTE { mirrorNetworkFlags() }
-            // The transport may have to start or stop its timers.
-            if name == SO_KEEPALIVE { _ = pass(set: true, level, name, value, capacity: 4) }
-            if name == SO_OOBINLINE { skipUrgentByte() }
+            guard let number else { return EINVAL }
+            setFlag(name, flag, number != 0, value)
             return 0
         }
         switch name {
         case SO_SNDBUF, SO_RCVBUF, SO_SNDBUFFORCE, SO_RCVBUFFORCE:
-            guard let number = integer() else { return EINVAL }
-            // Linux doubles what is asked for and tells the doubled value.
-            let limit = min(max(Int64(max(number, 0)) * 2, 4608), kernel.sockets.maxSockbuf.value)
-            if name == SO_SNDBUF || name == SO_SNDBUFFORCE {
-                setLimit(&raw.pointee.snd, UInt32(limit))
-            } else {
-                setLimit(&raw.pointee.rcv, UInt32(limit))
-            }
-            return 0
+            guard let number else { return EINVAL }
+            setBuffer(isSend: name == SO_SNDBUF || name == SO_SNDBUFFORCE, UInt32(max(number, 0)))
         case SO_RCVLOWAT:
-            guard let number = integer() else { return EINVAL }
-            raw.pointee.rcv.low_water = UInt32(max(number, 1))
-            return 0
-        case SO_SNDLOWAT: return ENOPROTOOPT
-        case SO_LINGER:
-            guard value.count >= MemoryLayout<Glibc.linger>.size else { return EINVAL }
-            let wanted = value.withUnsafeBytes { $0.loadUnaligned(as: Glibc.linger.self) }
-            raw.pointee.linger = wanted.l_onoff != 0 ? max(wanted.l_linger, 0) : -1
-            return 0
-        case SO_BINDTODEVICE:
-            let text = String(decoding: value.prefix { $0 != 0 }, as: UTF8.self)
-            guard !text.isEmpty else {
-                raw.pointee.netpcb.pointee.bound_ifindex = 0
-                return 0
-            }
-            guard let interface = kernel.interfaces.find(text) else { return ENODEV }
-            raw.pointee.netpcb.pointee.bound_ifindex = interface.raw.pointee.index
-            raw.pointee.netpcb.pointee.route = alps_route()
-            return 0
-        case SO_TYPE, SO_ERROR, SO_DOMAIN, SO_PROTOCOL, SO_ACCEPTCONN, SO_PEERCRED: return ENOPROTOOPT
+            guard let number else { return EINVAL }
+            raw.pointee.rcv.low_water = number < 0 ? UInt32(Int32.max) : max(UInt32(number), 1)
+        case Self.bindToIndex:
+            guard let number, number >= 0 else { return EINVAL }
+            guard number == 0 || kernel.interfaces.interface(UInt32(number)) != nil else { return ENODEV }
+            bindToInterface(UInt32(number))
+        case _ where Self.storedIntegers.contains(name):
+            guard number != nil else { return EINVAL }
+            storedOptions[name] = value
+        default:
+            return transportControl(set: true, level, name, value, capacity: value.count).error
+        }
+        return 0
+    }
+
+    private func setFlag(_ name: Int32, _ flag: UInt32, _ isOn: Bool, _ value: [UInt8]) {
+        if isOn { raw.pointee.options |= flag } else { raw.pointee.options &= ~flag }
+        switch name {
+        case SO_BROADCAST, SO_DONTROUTE: mirrorNetworkFlags()
+        // The transport may have to start or stop its timers.
+        case SO_KEEPALIVE: _ = transportControl(set: true, SOL_SOCKET, name, value, capacity: 4)
+        case SO_OOBINLINE:
+            skipUrgentByte()
+            markDirty()
         default: break
         }
-        if let size = Self.storedSize(name) {
-            guard value.count >= size else { return EINVAL }
-            storedOptions[name] = Array(value.prefix(size))
+    }
+
+    private func setLinger(_ value: [UInt8]) -> Int32 {
+        guard value.count >= MemoryLayout<Glibc.linger>.size else { return EINVAL }
+        let wanted = value.withUnsafeBytes { $0.loadUnaligned(as: Glibc.linger.self) }
+        raw.pointee.linger = wanted.l_onoff != 0 ? max(wanted.l_linger, 0) : -1
+        return 0
+    }
+
+    private func setTimeout(_ name: Int32, _ value: [UInt8]) -> Int32 {
+        let size = MemoryLayout<timeval>.size
+        guard value.count >= size else { return EINVAL }
+        let time = value.withUnsafeBytes { $0.loadUnaligned(as: timeval.self) }
+        guard (0..<1_000_000).contains(time.tv_usec) else { return EDOM }
+        storedOptions[Self.timeoutKey(name)] = Array(value.prefix(size))
+        return 0
+    }
+
+    /// Linux doubles what is asked for, for its own overhead, and tells the doubled value.
+    private func setBuffer(isSend: Bool, _ bytes: UInt32) {
+        let limit = UInt32(min(max(Int64(bytes) * 2, isSend ? 4608 : 2304), kernel.sockets.maxSockbuf.value))
+        if isSend {
+            setLimit(&raw.pointee.snd, limit)
+            markDirty()
+        } else {
+            setLimit(&raw.pointee.rcv, limit)
+            if isConnected, isAttached, let received = protosw.pointee.received { received(instance, raw) }
+        }
+    }
+
+    private func bindToDevice(_ value: [UInt8]) -> Int32 {
+        let name = String(decoding: value.prefix(Int(IFNAMSIZ) - 1).prefix { $0 != 0 }, as: UTF8.self)
+        guard !name.isEmpty else {
+            bindToInterface(0)
             return 0
         }
-        return ENOPROTOOPT
+        guard let interface = kernel.interfaces.find(name) else { return ENODEV }
+        bindToInterface(interface.raw.pointee.index)
+        return 0
     }
+
+    private func bindToInterface(_ index: UInt32) {
+        raw.pointee.netpcb.pointee.bound_ifindex = index
+        raw.pointee.netpcb.pointee.route = alps_route()
+    }
+
+    /// What the network must know without asking.
+    private func mirrorNetworkFlags() {
+        let netpcb = raw.pointee.netpcb
+        func mirror(_ option: UInt32, _ flag: UInt32) {
+            let flag = UInt8(flag)
+            if raw.pointee.options & option != 0 { netpcb.pointee.flags |= flag } else { netpcb.pointee.flags &= ~flag }
+        }
+        mirror(ALPS_SO_BROADCAST, ALPS_NETPCB_BROADCAST)
+        mirror(ALPS_SO_DONTROUTE, ALPS_NETPCB_DONTROUTE)
+        netpcb.pointee.route = alps_route()
+    }
+
+    // MARK: Getting
 
     /// At most `capacity` bytes of the option's value.
     package func getOption(level: Int32, name: Int32, capacity: Int) -> (error: Int32, value: [UInt8]) {
-        guard level == SOL_SOCKET else {
-            return pass(set: false, level, name, [], capacity: capacity)
-        }
+        guard capacity >= 0 else { return (EINVAL, []) }
+        guard level == SOL_SOCKET else { return askDown(level, name, capacity) }
         func answer<T>(_ value: T) -> (Int32, [UInt8]) {
             (0, withUnsafeBytes(of: value) { Array($0.prefix(capacity)) })
         }
         if let flag = Self.flag(name) { return answer(Int32(raw.pointee.options & flag != 0 ? 1 : 0)) }
+        if Self.isTimeout(name) {
+            let none = [UInt8](repeating: 0, count: MemoryLayout<timeval>.size)
+            return (0, Array((storedOptions[Self.timeoutKey(name)] ?? none).prefix(capacity)))
+        }
         switch name {
         case SO_TYPE: return answer(Int32(raw.pointee.type))
         case SO_DOMAIN: return answer(Int32(raw.pointee.domain))
         case SO_PROTOCOL: return answer(Int32(raw.pointee.protocol))
         case SO_ACCEPTCONN: return answer(Int32(isListening ? 1 : 0))
         case SO_ERROR: return answer(takeError())
-        case SO_SNDBUF, SO_SNDBUFFORCE: return answer(Int32(truncatingIfNeeded: raw.pointee.snd.limit))
-        case SO_RCVBUF, SO_RCVBUFFORCE: return answer(Int32(truncatingIfNeeded: raw.pointee.rcv.limit))
-        case SO_RCVLOWAT: return answer(Int32(raw.pointee.rcv.low_water))
+        case SO_SNDBUF: return answer(Int32(truncatingIfNeeded: raw.pointee.snd.limit))
+        case SO_RCVBUF: return answer(Int32(truncatingIfNeeded: raw.pointee.rcv.limit))
+        case SO_RCVLOWAT: return answer(Int32(truncatingIfNeeded: raw.pointee.rcv.low_water))
         case SO_SNDLOWAT: return answer(Int32(1))
+        case Self.cookie: return capacity < 8 ? (EINVAL, []) : answer(raw.pointee.id)
         case SO_LINGER:
             return answer(Glibc.linger(l_onoff: raw.pointee.linger >= 0 ? 1 : 0, l_linger: max(raw.pointee.linger, 0)))
+        case Self.bindToIndex: return answer(Int32(bitPattern: raw.pointee.netpcb.pointee.bound_ifindex))
         case SO_BINDTODEVICE:
             let index = raw.pointee.netpcb.pointee.bound_ifindex
             guard index != 0, let interface = kernel.interfaces.interface(index) else { return (0, []) }
-            return (0, Array((Array(interface.name.utf8) + [0]).prefix(capacity)))
-        default: break
+            guard capacity >= Int(IFNAMSIZ) else { return (EINVAL, []) }
+            return (0, Array(interface.name.utf8) + [0])
+        case _ where Self.storedIntegers.contains(name):
+            return (0, Array((storedOptions[name] ?? [0, 0, 0, 0]).prefix(capacity)))
+        default: return transportControl(set: false, level, name, [], capacity: capacity)
         }
-        if let size = Self.storedSize(name) {
-            return (0, Array((storedOptions[name] ?? [UInt8](repeating: 0, count: size)).prefix(capacity)))
-        }
-        return (ENOPROTOOPT, [])
     }
 
-    /// What the network must know without asking.
-    private func mirrorNetworkFlags() {
-        let netpcb = raw.pointee.netpcb
-        func mirror(_ option: UInt32, _ flag: UInt8) {
-            if raw.pointee.options & option != 0 { netpcb.pointee.flags |= flag } else { netpcb.pointee.flags &= ~flag }
+    // MARK: Transport and network
+
+    private func passDown(_ level: Int32, _ name: Int32, _ value: [UInt8]) -> Int32 {
+        var result = transportControl(set: true, level, name, value, capacity: value.count)
+        var isNetworks = false
+        if result.error == ENOPROTOOPT {
+            isNetworks = true
+            result = networkControl(set: true, level, name, value, capacity: value.count)
         }
-        mirror(UInt32(ALPS_SO_BROADCAST), UInt8(ALPS_NETPCB_BROADCAST))
-        mirror(UInt32(ALPS_SO_DONTROUTE), UInt8(ALPS_NETPCB_DONTROUTE))
-        netpcb.pointee.route = alps_route()
+        if result.error == 0 { appliedOptions.note(level, name, value, isNetworks: isNetworks) }
+        return result.error
     }
 
-    /// To the transport; if the option is not its own, to the network.
-    private func pass(set: Bool, _ level: Int32, _ name: Int32, _ value: [UInt8], capacity: Int) -> (error: Int32, value: [UInt8]) {
+    private func askDown(_ level: Int32, _ name: Int32, _ capacity: Int) -> (error: Int32, value: [UInt8]) {
+        let result = transportControl(set: false, level, name, [], capacity: capacity)
+        return result.error == ENOPROTOOPT ? networkControl(set: false, level, name, [], capacity: capacity) : result
+    }
+
+    private func transportControl(
+        set: Bool, _ level: Int32, _ name: Int32, _ value: [UInt8], capacity: Int
+    ) -> (error: Int32, value: [UInt8]) {
+        guard let request = entry.request(ALPS_PRU_CTLOUTPUT) else { return (ENOPROTOOPT, []) }
         guard isAttached else { return (EINVAL, []) }
+        typealias Function = @convention(c) (
+            UnsafeMutableRawPointer, UnsafeMutablePointer<alps_socket>, Int32, Int32, Int32, UnsafeMutableRawPointer,
+            UnsafeMutablePointer<UInt32>
+        ) -> Int32
+        let function = unsafeBitCast(request.function, to: Function.self)
+        return withOptionBuffer(set, value, capacity) { function(instance, raw, set ? 1 : 0, level, name, $0, $1) }
+    }
+
+    private func networkControl(
+        set: Bool, _ level: Int32, _ name: Int32, _ value: [UInt8], capacity: Int
+    ) -> (error: Int32, value: [UInt8]) {
+        guard hasNetwork, let (ops, network) = kernel.sockets.network(self) else { return (ENOPROTOOPT, []) }
+        return withOptionBuffer(set, value, capacity) {
+            ops.pointee.ctloutput(network, raw.pointee.netpcb, set ? 1 : 0, level, name, $0, $1)
+        }
+    }
+
+    private func withOptionBuffer(
+        _ set: Bool, _ value: [UInt8], _ capacity: Int,
+        _ body: (UnsafeMutableRawPointer, UnsafeMutablePointer<UInt32>) -> Int32
+    ) -> (error: Int32, value: [UInt8]) {
         let size = min(max(capacity, value.count), 65536)
-        let buffer = UnsafeMutableRawPointer.allocate(byteCount: max(size, 16), alignment: 16)
-        defer { buffer.deallocate() }
-        memset(buffer, 0, max(size, 16))
-        value.withUnsafeBytes { if $0.count > 0 { memcpy(buffer, $0.baseAddress!, min($0.count, size)) } }
-        var length = UInt32(size)
-        var status = ENOPROTOOPT
-        if let request = entry.request(UInt32(ALPS_PRU_CTLOUTPUT)) {
-            typealias Function = @convention(c) (
-                UnsafeMutableRawPointer, UnsafeMutablePointer<alps_socket>, Int32, Int32, Int32, UnsafeMutableRawPointer,
-                UnsafeMutablePointer<UInt32>
-            ) -> Int32
-            status = unsafeBitCast(request.function, to: Function.self)(
-                entry.instancePointer, raw, set ? 1 : 0, level, name, buffer, &length)
+        // Never without room for the scalar that a careless option reads or writes.
+        return withUnsafeTemporaryAllocation(byteCount: max(size, 64), alignment: 16) { buffer in
+            guard let base = buffer.baseAddress else { return (ENOMEM, []) }
+            memset(base, 0, buffer.count)
+            buffer.copyBytes(from: value.prefix(size))
+            var length = UInt32(size)
+            let status = body(base, &length)
+            guard status == 0, !set else { return (status, []) }
+            return (0, Array(buffer.prefix(min(Int(length), size))))
         }
-        if status == ENOPROTOOPT {
-            length = UInt32(size)
-            status = kernel.sockets.networkControl(self, set: set, level: level, name: name, buffer, &length)
+    }
+
+    /// Sets again what the program has set, after attaching to another transport or network instance.
+    func reapplyOptions(ofNetwork: Bool) {
+        for option in appliedOptions.entries where option.isNetworks == ofNetwork {
+            if ofNetwork {
+                _ = networkControl(set: true, option.level, option.name, option.value, capacity: option.value.count)
+            } else {
+                _ = transportControl(set: true, option.level, option.name, option.value, capacity: option.value.count)
+            }
         }
-        guard status == 0, !set else { return (status, []) }
-        return (0, Array(UnsafeRawBufferPointer(start: buffer, count: min(Int(length), size))))
+    }
+}
+
+/// Options of transport and network that a program has set, in the order of their last setting, so that another instance
+/// can be brought to the same state without knowing what they mean: repeating all distinct settings in that order ends
+/// where the program ended, for values and for memberships alike.
+struct AppliedOptions {
+    struct Entry {
+        let level: Int32
+        let name: Int32
+        let value: [UInt8]
+        let isNetworks: Bool
+    }
+
+    private(set) var entries: [Entry] = []
+    private static let limit = 64
+
+    mutating func note(_ level: Int32, _ name: Int32, _ value: [UInt8], isNetworks: Bool) {
+        if let index = entries.firstIndex(where: { $0.level == level && $0.name == name && $0.value == value }) {
+            entries.remove(at: index)
+        } else if entries.count >= Self.limit {
+            entries.remove(at: entries.firstIndex { $0.level == level && $0.name == name } ?? 0)
+        }
+        entries.append(Entry(level: level, name: name, value: value, isNetworks: isNetworks))
     }
 }

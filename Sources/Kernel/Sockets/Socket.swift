@@ -2,12 +2,13 @@ package import PluginAPI
 
 /// Who stands above a socket: a client's pair, or a test. Told once a turn that something has changed, and then looks.
 open class SocketChannel {
-    package init() {}
+    // The unused argument keeps the compiler from warning about the initialisers that subclasses inherit.
+    package init(_ unused: Void = ()) {}
 
     /// The socket's state, data, room or queue have changed in this turn.
     package func update(_ socket: Socket) {}
 
-    /// The transport has let go of the socket and it is about to be freed.
+    /// Application and transport have let go of the socket: it is about to be freed.
     package func detached(_ socket: Socket) {}
 }
 
@@ -26,6 +27,12 @@ package struct SocketOwner {
     }
 }
 
+/// How far connect(2) has got, as Linux's `sock->state` tells it: what the connection does by itself in the meantime
+/// changes it only when the program looks.
+enum ConnectStage {
+    case unconnected, connecting, connected
+}
+
 /// A socket: the host's half around the `alps_socket` that its transport sees.
 ///
 /// It has two holders, the application (through a channel) and the transport. It is freed when both have let go.
@@ -33,37 +40,60 @@ package final class Socket {
     package let raw: UnsafeMutablePointer<alps_socket>
     package let handle: SocketHandle
     package let kernel: Kernel
-    package internal(set) var entry: ProtocolEntry
-    package var channel: SocketChannel?
-    package var owner: SocketOwner
     package let arena: Arena
+    /// The kernel's, for the data path: through this a call costs no reference counting.
+    let pool: Unmanaged<MbufPool>
+    package var owner: SocketOwner
+    package var channel: SocketChannel?
 
-    /// In the list of sockets that changed in this turn.
-    var isDirty = false
-    /// The transport still has it.
+    /// Its transport.
+    package internal(set) var entry: ProtocolEntry {
+        didSet {
+            protosw = entry.sw
+            instance = entry.instancePointer
+        }
+    }
+    // What the data path needs of `entry`, without its reference count.
+    private(set) var protosw: UnsafePointer<alps_protosw>
+    private(set) var instance: UnsafeMutableRawPointer
+
+    /// The transport has it.
     package internal(set) var isAttached = false
-    /// Connections made by this listener and not yet accepted, oldest first; and those still in their handshake.
-    var acceptQueue: [Socket] = []
-    var handshakes = 0
+    /// The network has its `netpcb`: from the first attachment until the socket is freed.
+    var hasNetwork = false
+    package private(set) var isFreed = false
+    var connectStage = ConnectStage.unconnected
+    /// What bind(2) gave it, for attaching anew.
+    var boundAddress: alps_sockaddr?
+    /// Options of other levels that have been set, for attaching anew.
+    var appliedOptions = AppliedOptions()
+    /// Options that only the socket layer knows, by number: stored so that getsockopt tells what setsockopt said.
+    var storedOptions: [Int32: [UInt8]] = [:]
+
+    // The list of sockets that changed in this turn.
+    var isDirty = false
+    var nextDirty: Unmanaged<Socket>?
+    /// Fibers that sleep until something changes.
+    var waiters = 0
+    /// A writer has found the send buffer full.
+    var isWriterWaiting = false
+
+    /// Listeners: connections that are ready, and those whose handshake goes on.
+    var listenQueue = ListenQueue()
     /// The listener that made it, until accepted.
     unowned(unsafe) var head: Socket?
     /// The listener that made it, for good.
     package internal(set) var madeBy: SocketHandle?
+    /// Listeners: instances that had it before a swap. They may hold embryonic connections for it.
+    var formerInstances: [PluginInstance] = []
+
     /// Datagrams waiting, oldest first.
     var datagrams = DatagramQueue()
-    /// The urgent byte kept aside.
+    /// Streams: the urgent byte.
     var urgent = UrgentByte()
-    /// Options that only the socket layer knows, by number: stored so that getsockopt tells what setsockopt said.
-    var storedOptions: [Int32: [UInt8]] = [:]
-    /// What it is bound to, for re-homing: set by a successful bind.
-    var boundAddress: alps_sockaddr?
-    /// Instances that had this listener before a swap: they may hold embryonic connections for it.
-    var formerInstances: [PluginInstance] = []
-    /// The address and flags the network attachment lies behind `raw`.
-    private let block: UnsafeMutableRawPointer
-    package private(set) var isFreed = false
 
-    /// Bytes in front of the C structure that lead back to this object.
+    /// In front of the C structure: a pointer back to this object. Behind it: the network attachment.
+    private let block: UnsafeMutableRawPointer
     private static let prefix = 16
 
     init(
@@ -71,8 +101,11 @@ package final class Socket {
         arena: Arena, id: UInt64
     ) {
         self.kernel = kernel
+        pool = .passUnretained(kernel.mbufs)
         self.handle = handle
         self.entry = entry
+        protosw = entry.sw
+        instance = entry.instancePointer
         self.owner = owner
         self.arena = arena
         let socketSize = (MemoryLayout<alps_socket>.size + 15) & ~15
@@ -94,9 +127,8 @@ package final class Socket {
         raw.pointee.netpcb = netpcb
         raw.pointee.snd.low_water = 2048
         raw.pointee.rcv.low_water = 1
-        let layer = kernel.sockets
-        raw.pointee.snd.limit = UInt32(layer.sendSpace.value)
-        raw.pointee.rcv.limit = UInt32(layer.receiveSpace.value)
+        raw.pointee.snd.limit = UInt32(truncatingIfNeeded: kernel.sockets.sendSpace.value)
+        raw.pointee.rcv.limit = UInt32(truncatingIfNeeded: kernel.sockets.receiveSpace.value)
         block.storeBytes(of: Unmanaged.passUnretained(self).toOpaque(), as: UnsafeMutableRawPointer.self)
     }
 
@@ -112,14 +144,14 @@ package final class Socket {
 
     package var state: UInt32 { raw.pointee.state }
     package var isStream: Bool { raw.pointee.type == UInt16(ALPS_SOCK_STREAM) }
-    package var isListening: Bool { raw.pointee.options & UInt32(ALPS_SO_ACCEPTCONN) != 0 }
-    package var isConnected: Bool { raw.pointee.state & UInt32(ALPS_SS_CONNECTED) != 0 }
-    package var isConnecting: Bool { raw.pointee.state & UInt32(ALPS_SS_CONNECTING) != 0 }
-    package var isClosed: Bool { raw.pointee.state & UInt32(ALPS_SS_CLOSED) != 0 }
+    package var isListening: Bool { raw.pointee.options & ALPS_SO_ACCEPTCONN != 0 }
+    package var isConnected: Bool { raw.pointee.state & ALPS_SS_CONNECTED != 0 }
+    package var isConnecting: Bool { raw.pointee.state & ALPS_SS_CONNECTING != 0 }
+    package var isClosed: Bool { raw.pointee.state & ALPS_SS_CLOSED != 0 }
     /// The connection has ended, in order or not.
-    package var isDisconnected: Bool { raw.pointee.state & UInt32(ALPS_SS_DISCONNECTED) != 0 }
-    package var cannotReceiveMore: Bool { raw.pointee.state & UInt32(ALPS_SS_CANTRCVMORE) != 0 }
-    package var cannotSendMore: Bool { raw.pointee.state & UInt32(ALPS_SS_CANTSENDMORE) != 0 }
+    package var isDisconnected: Bool { raw.pointee.state & ALPS_SS_DISCONNECTED != 0 }
+    package var cannotReceiveMore: Bool { raw.pointee.state & ALPS_SS_CANTRCVMORE != 0 }
+    package var cannotSendMore: Bool { raw.pointee.state & ALPS_SS_CANTSENDMORE != 0 }
     /// SO_ERROR without clearing it.
     package var pendingError: Int32 { raw.pointee.error }
 
@@ -129,8 +161,12 @@ package final class Socket {
         return raw.pointee.error
     }
 
-    package var localAddress: alps_sockaddr { address(UInt32(ALPS_PRU_SOCKADDR)) }
-    package var remoteAddress: alps_sockaddr { address(UInt32(ALPS_PRU_PEERADDR)) }
+    package var localAddress: alps_sockaddr {
+        if !isAttached, let boundAddress { return boundAddress }
+        return address(ALPS_PRU_SOCKADDR)
+    }
+
+    package var remoteAddress: alps_sockaddr { address(ALPS_PRU_PEERADDR) }
 
     private func address(_ id: UInt32) -> alps_sockaddr {
         var address = alps_sockaddr()
@@ -139,44 +175,49 @@ package final class Socket {
         typealias Function = @convention(c) (
             UnsafeMutableRawPointer, UnsafeMutablePointer<alps_socket>, UnsafeMutablePointer<alps_sockaddr>
         ) -> Int32
-        _ = unsafeBitCast(request.function, to: Function.self)(entry.instancePointer, raw, &address)
+        _ = unsafeBitCast(request.function, to: Function.self)(instance, raw, &address)
         return address
     }
 
     /// JSON text of the transport about this connection, "" if it has none.
     package func describe() -> String {
-        guard isAttached, let request = entry.request(UInt32(ALPS_PRU_DESCRIBE)) else { return "" }
-        let (error, results) = request.call(
-            instance: entry.instancePointer, socket: raw, [.buffer([], capacity: 4096)])
+        guard isAttached, let request = entry.request(ALPS_PRU_DESCRIBE) else { return "" }
+        let (error, results) = request.call(instance: instance, socket: raw, [.buffer([], capacity: 4096)])
         guard error == 0, case .bytes(let bytes)? = results.first else { return "" }
         return String(decoding: bytes, as: UTF8.self)
     }
 
     // MARK: Calls into the transport
 
-    /// A request without further arguments.
+    /// A request without further arguments; EOPNOTSUPP if the transport does not have it.
     func request(_ id: UInt32) -> Int32 {
-        guard let request = entry.request(id) else { return Int32(ALPS_EOPNOTSUPP) }
+        guard let request = entry.request(id) else { return ALPS_EOPNOTSUPP }
         typealias Function = @convention(c) (UnsafeMutableRawPointer, UnsafeMutablePointer<alps_socket>) -> Int32
-        return unsafeBitCast(request.function, to: Function.self)(entry.instancePointer, raw)
+        return unsafeBitCast(request.function, to: Function.self)(instance, raw)
     }
 
     func request(_ id: UInt32, _ address: alps_sockaddr) -> Int32 {
-        guard let request = entry.request(id) else { return Int32(ALPS_EOPNOTSUPP) }
+        guard let request = entry.request(id) else { return ALPS_EOPNOTSUPP }
         typealias Function = @convention(c) (
             UnsafeMutableRawPointer, UnsafeMutablePointer<alps_socket>, UnsafePointer<alps_sockaddr>
         ) -> Int32
         var address = address
-        return unsafeBitCast(request.function, to: Function.self)(entry.instancePointer, raw, &address)
+        return unsafeBitCast(request.function, to: Function.self)(instance, raw, &address)
     }
 
     func request(_ id: UInt32, _ number: Int32) -> Int32 {
-        guard let request = entry.request(id) else { return Int32(ALPS_EOPNOTSUPP) }
+        guard let request = entry.request(id) else { return ALPS_EOPNOTSUPP }
         typealias Function = @convention(c) (UnsafeMutableRawPointer, UnsafeMutablePointer<alps_socket>, Int32) -> Int32
-        return unsafeBitCast(request.function, to: Function.self)(entry.instancePointer, raw, number)
+        return unsafeBitCast(request.function, to: Function.self)(instance, raw, number)
     }
 
-    func markDirty() { kernel.sockets.markDirty(self) }
+    // MARK: Life
+
+    /// Its channel is to look at it at the end of this turn.
+    @inline(__always)
+    package func markDirty() {
+        if !isDirty { kernel.sockets.markDirty(self) }
+    }
 
     /// Frees what the socket holds once neither the application nor the transport has it.
     func releaseIfUnused() {
@@ -186,6 +227,7 @@ package final class Socket {
         channel = nil
         datagrams.removeAll(kernel.mbufs)
         releaseBuffers()
+        kernel.sockets.detachNetwork(self)
         kernel.sockets.forget(self)
     }
 }

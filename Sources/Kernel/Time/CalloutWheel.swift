@@ -135,6 +135,8 @@ package final class CalloutWheel {
             }
         }
         isFiring = false
+        // An early deadline (see `searchLimit`) whose callouts have all been stopped since would look due for ever.
+        if cachedDeadline <= now { isCacheValid = false }
         if now > cursor { cursor = now }
         if slots[Self.nextTurn].first != nil { spread(Self.nextTurn) }
     }

@@ -5,6 +5,8 @@ import PluginKit
 struct RawSocket {
     var next: UnsafeMutablePointer<RawSocket>?
     var socket: UnsafeMutablePointer<alps_socket>
+    /// What bind has been asked for.
+    var bound: alps_addr
 }
 
 /// The raw entry of the protocol switch.
@@ -84,10 +86,10 @@ extension UnsafeMutablePointer where Pointee == Instance {
             let netpcb = socket.pointee.netpcb
             let local = ipv4(netpcb.pointee.local)
             let remote = ipv4(netpcb.pointee.remote)
-            guard socket.pointee.protocol == UInt16(header.protocol) || socket.pointee.protocol == 255,
+            guard socket.pointee.protocol == UInt16(header.protocol),
                 local == 0 || local == destination, remote == 0 || remote == source,
                 netpcb.pointee.bound_ifindex == 0 || netpcb.pointee.bound_ifindex == packet.pointee.pkt.ifindex,
-                passesFilter(netpcb, packet, header),
+                passesFilter(netpcb, packet, header), passesMembership(netpcb, packet, destination),
                 var copy = services.mbuf.pointee.copy(pool, packet, 0, packet.pointee.pkt.length)
             else { continue }
             if copy.pointee.pkt.csum == UInt8(ALPS_CSUM_PARTIAL) {
@@ -108,12 +110,19 @@ extension UnsafeMutablePointer where Pointee == Instance {
     }
 
     /// ICMP_FILTER.
-    private func passesFilter(_ netpcb: UnsafeMutablePointer<alps_netpcb>, _ packet: Mbuf, _ header: Header) -> Bool {
+    private func passesFilter(_ netpcb: NetworkPCB, _ packet: Mbuf, _ header: Header) -> Bool {
+        let length = UInt32(header.length)
         guard header.protocol == 1, let options = existingOptions(netpcb), options.pointee.icmpFilter != 0,
-            Int(packet.pointee.length) > header.length
+            packet.pointee.pkt.length > length
         else { return true }
-        let type = packet.pointee.data[header.length]
+        var type: UInt8 = 0
+        services.mbuf.pointee.copy_out(pool, packet, length, 1, &type)
         return type >= 32 || options.pointee.icmpFilter & (1 << UInt32(type)) == 0
+    }
+
+    /// Groups are for those who have joined them.
+    private func passesMembership(_ netpcb: NetworkPCB, _ packet: Mbuf, _ destination: UInt32) -> Bool {
+        !AddressClass.isMulticast(destination) || isMember(netpcb, destination, packet.pointee.pkt.ifindex)
     }
 }
 
@@ -121,8 +130,10 @@ extension UnsafeMutablePointer where Pointee == Instance {
 
 private func rawAttach(_ context: UnsafeMutableRawPointer, _ so: UnsafeMutablePointer<alps_socket>) -> Int32 {
     let instance = context.assumingMemoryBound(to: Instance.self)
+    // Linux: IPPROTO_IP is no protocol to speak.
+    guard (1...255).contains(so.pointee.protocol) else { return ALPS_EPROTONOSUPPORT }
     guard let entry = instance.services.allocate(RawSocket.self) else { return ALPS_ENOBUFS }
-    entry.initialize(to: RawSocket(next: instance.pointee.rawSockets, socket: so))
+    entry.initialize(to: RawSocket(next: instance.pointee.rawSockets, socket: so, bound: so.pointee.netpcb.pointee.local))
     instance.pointee.rawSockets = entry
     so.pointee.pcb = UnsafeMutableRawPointer(entry)
     if so.pointee.protocol == 255 { so.pointee.netpcb.pointee.flags |= UInt8(ALPS_NETPCB_HDRINCL) }
@@ -165,8 +176,14 @@ private func rawBind(
 ) -> Int32 {
     let instance = context.assumingMemoryBound(to: Instance.self)
     let local = ipv4(address.pointee.addr)
-    guard local == 0 || instance.isLocal(local) || AddressClass.isMulticast(local) else { return ALPS_EADDRNOTAVAIL }
+    let isFree = so.pointee.netpcb.pointee.flags & UInt8(ALPS_NETPCB_FREEBIND) != 0
+    switch instance.classify(local, so.pointee.netpcb.pointee.bound_ifindex) {
+    case ALPS_ADDR_UNSPECIFIED, ALPS_ADDR_LOCAL, ALPS_ADDR_MULTICAST, ALPS_ADDR_BROADCAST: break
+    default: if !isFree { return ALPS_EADDRNOTAVAIL }
+    }
     so.pointee.netpcb.pointee.local = address.pointee.addr
+    so.pointee.netpcb.pointee.route.size = 0
+    so.pointee.pcb?.assumingMemoryBound(to: RawSocket.self).pointee.bound = address.pointee.addr
     return 0
 }
 
@@ -174,11 +191,14 @@ private func rawConnect(
     _ context: UnsafeMutableRawPointer, _ so: UnsafeMutablePointer<alps_socket>, _ address: UnsafePointer<alps_sockaddr>
 ) -> Int32 {
     let instance = context.assumingMemoryBound(to: Instance.self)
-    so.pointee.netpcb.pointee.remote = address.pointee.addr
-    so.pointee.netpcb.pointee.route.size = 0
-    let status = instance.route(so.pointee.netpcb)
+    guard address.pointee.family == UInt16(ALPS_AF_INET) else { return ALPS_EAFNOSUPPORT }
+    let netpcb = so.pointee.netpcb
+    let before = netpcb.pointee
+    netpcb.pointee.remote = address.pointee.addr
+    netpcb.pointee.local = source(instance, so)
+    let status = instance.route(netpcb)
     guard status == 0 else {
-        so.pointee.netpcb.pointee.remote = alps_addr()
+        netpcb.pointee = before
         return status
     }
     let cell = instance.services.socketCell
@@ -188,6 +208,10 @@ private func rawConnect(
 
 private func rawDisconnect(_ context: UnsafeMutableRawPointer, _ so: UnsafeMutablePointer<alps_socket>) -> Int32 {
     so.pointee.netpcb.pointee.remote = alps_addr()
+    so.pointee.netpcb.pointee.route.size = 0
+    if let entry = so.pointee.pcb?.assumingMemoryBound(to: RawSocket.self) {
+        so.pointee.netpcb.pointee.local = entry.pointee.bound
+    }
     so.pointee.state &= ~ALPS_SS_CONNECTED
     return 0
 }
@@ -217,16 +241,19 @@ private func rawControlOutput(
     _ context: UnsafeMutableRawPointer, _ so: UnsafeMutablePointer<alps_socket>, _ set: Int32, _ level: Int32,
     _ name: Int32, _ value: UnsafeMutableRawPointer, _ length: UnsafeMutablePointer<UInt32>
 ) -> Int32 {
-    let instance = context.assumingMemoryBound(to: Instance.self)
     guard level == 255, name == 1 else { return ALPS_ENOPROTOOPT }
-    guard length.pointee >= 4, let options = instance.options(so.pointee.netpcb) else { return ALPS_EINVAL }
-    if set != 0 {
-        options.pointee.icmpFilter = value.loadUnaligned(as: UInt32.self)
-    } else {
-        value.storeBytes(of: options.pointee.icmpFilter, as: UInt32.self)
-        length.pointee = 4
+    guard so.pointee.protocol == 1 else { return ALPS_EOPNOTSUPP }
+    guard length.pointee >= 4 else { return ALPS_EINVAL }
+    return networkControlOutput(context, so.pointee.netpcb, set, 0, Option.icmpFilter, value, length)
+}
+
+/// What a socket is bound to, if packets can come from there.
+private func source(_ instance: InstancePointer, _ so: UnsafeMutablePointer<alps_socket>) -> alps_addr {
+    let local = ipv4(so.pointee.netpcb.pointee.local)
+    switch instance.classify(local, 0) {
+    case ALPS_ADDR_MULTICAST, ALPS_ADDR_BROADCAST: return alps_addr()
+    default: return neutral(local)
     }
-    return 0
 }
 
 private func rawSend(
@@ -235,18 +262,21 @@ private func rawSend(
 ) -> Int32 {
     let instance = context.assumingMemoryBound(to: Instance.self)
     if so.pointee.netpcb.pointee.flags & UInt8(ALPS_NETPCB_HDRINCL) != 0 {
-        return instance.outputWithHeader(so.pointee.netpcb, packet)
+        let isConnected = so.pointee.state & ALPS_SS_CONNECTED != 0
+        let to = destination.map { ipv4($0.pointee.addr) } ?? (isConnected ? ipv4(so.pointee.netpcb.pointee.remote) : nil)
+        return instance.outputWithHeader(so.pointee.netpcb, packet, to: to)
     }
     guard let destination else {
         guard so.pointee.state & ALPS_SS_CONNECTED != 0 else {
             instance.free(packet)
             return ALPS_EDESTADDRREQ
         }
-        return instance.output(so.pointee.netpcb, packet, 0)
+        return networkOutput(context, so.pointee.netpcb, packet, 0)
     }
     // A copy of the socket's attachment with another end; options stay shared and are not released.
     var way = so.pointee.netpcb.pointee
     way.remote = destination.pointee.addr
     way.route.size = 0
-    return instance.output(&way, packet, 0)
+    way.local = source(instance, so)
+    return networkOutput(context, &way, packet, 0)
 }

@@ -1,0 +1,58 @@
+import PluginAPI
+
+/// Datagrams waiting for the application, oldest first. A ring of records that grows by doubling and is kept: no
+/// allocation per datagram.
+struct DatagramQueue {
+    private struct Record {
+        var packet: Mbuf
+        var info: alps_datagram_info
+    }
+
+    private var records: [Record?] = []
+    private var first = 0
+    private(set) var count = 0
+    /// Payload and overhead bytes of what waits: what SO_RCVBUF limits.
+    private(set) var bytes = 0
+
+    /// Bytes that a datagram costs beside its payload.
+    static let overhead = 256
+
+    /// Whether another one fits. As with Linux, one always fits into an empty queue.
+    func hasRoom(for length: UInt32, limit: UInt32) -> Bool {
+        count == 0 || bytes + Int(length) + Self.overhead <= Int(limit)
+    }
+
+    mutating func append(_ packet: Mbuf, _ info: alps_datagram_info) {
+        if count == records.count { grow() }
+        records[(first + count) & (records.count - 1)] = Record(packet: packet, info: info)
+        count += 1
+        bytes += Int(packet.pointee.pkt.length) + Self.overhead
+    }
+
+    private mutating func grow() {
+        let old = records
+        records = [Record?](repeating: nil, count: max(16, 2 * old.count))
+        for index in 0..<count { records[index] = old[(first + index) & (old.count - 1)] }
+        first = 0
+    }
+
+    /// The oldest, left where it is.
+    var front: (packet: Mbuf, info: alps_datagram_info)? {
+        guard count > 0, let record = records[first] else { return nil }
+        return (record.packet, record.info)
+    }
+
+    mutating func removeFirst() -> (packet: Mbuf, info: alps_datagram_info)? {
+        guard count > 0, let record = records[first] else { return nil }
+        records[first] = nil
+        first = (first + 1) & (records.count - 1)
+        count -= 1
+        bytes -= Int(record.packet.pointee.pkt.length) + Self.overhead
+        return (record.packet, record.info)
+    }
+
+    mutating func removeAll(_ pool: MbufPool) {
+        while let (packet, _) = removeFirst() { pool.freePacket(packet) }
+        records = []
+    }
+}

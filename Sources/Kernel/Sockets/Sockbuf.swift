@@ -1,0 +1,134 @@
+import Glibc
+import PluginAPI
+
+/// Rings of stream sockets: arena memory addressed by stream position. Nothing here is allocated once a ring is there.
+extension Socket {
+    /// Makes sure that a ring is there.
+    func prepare(_ buffer: inout alps_sockbuf) -> Bool {
+        if buffer.base != nil { return true }
+        guard let ext = arena.allocate(capacity: Int(buffer.limit)) else { return false }
+        buffer.ext = ext
+        buffer.base = ext.pointee.base
+        buffer.capacity = ext.pointee.length
+        return true
+    }
+
+    /// Changes how much of a ring may be used. A ring in use grows if it has to; it never shrinks.
+    func setLimit(_ buffer: inout alps_sockbuf, _ limit: UInt32) {
+        guard buffer.base != nil, limit > buffer.capacity else {
+            buffer.limit = limit
+            return
+        }
+        guard let ext = arena.allocate(capacity: Int(limit)) else {
+            buffer.limit = buffer.capacity
+            return
+        }
+        copyRing(buffer, to: ext)
+        // Segments under way may still refer to the old ring.
+        if let old = buffer.ext { Arena.release(old) }
+        buffer.ext = ext
+        buffer.base = ext.pointee.base
+        buffer.capacity = ext.pointee.length
+        buffer.limit = limit
+    }
+
+    /// All that can matter lies within one capacity behind `head`, data that arrived out of order included.
+    private func copyRing(_ buffer: alps_sockbuf, to ext: UnsafeMutablePointer<alps_ext>) {
+        guard let base = buffer.base else { return }
+        var position = buffer.head
+        var left = Int(buffer.capacity)
+        while left > 0 {
+            let from = Int(position & UInt64(buffer.capacity - 1))
+            let to = Int(position & UInt64(ext.pointee.length - 1))
+            let count = min(left, Int(buffer.capacity) - from, Int(ext.pointee.length) - to)
+            memcpy(ext.pointee.base + to, base + from, count)
+            position &+= UInt64(count)
+            left -= count
+        }
+    }
+
+    func releaseBuffers() {
+        Self.release(&raw.pointee.snd)
+        Self.release(&raw.pointee.rcv)
+    }
+
+    private static func release(_ buffer: inout alps_sockbuf) {
+        if let ext = buffer.ext { Arena.release(ext) }
+        buffer.ext = nil
+        buffer.base = nil
+        buffer.capacity = 0
+    }
+
+    /// The bytes from a position on, in one or two pieces.
+    @inline(__always)
+    static func pieces(
+        _ buffer: alps_sockbuf, from position: UInt64, count: Int
+    ) -> (first: UnsafeMutableRawBufferPointer, second: UnsafeMutableRawBufferPointer) {
+        guard let base = buffer.base, count > 0 else {
+            return (UnsafeMutableRawBufferPointer(start: nil, count: 0), UnsafeMutableRawBufferPointer(start: nil, count: 0))
+        }
+        let start = Int(position & UInt64(buffer.capacity - 1))
+        let first = min(count, Int(buffer.capacity) - start)
+        return (
+            UnsafeMutableRawBufferPointer(start: base + start, count: first),
+            UnsafeMutableRawBufferPointer(start: base, count: count - first)
+        )
+    }
+
+    // MARK: For transports
+
+    /// One or two mbufs over the send ring. Nil if that part of the stream is not there, or without mbufs.
+    @inline(__always)
+    func sendData(_ position: UInt64, _ length: UInt32) -> Mbuf? {
+        guard let base = raw.pointee.snd.base, let ext = raw.pointee.snd.ext, length > 0,
+            position >= raw.pointee.snd.head, position &+ UInt64(length) <= raw.pointee.snd.tail
+        else { return nil }
+        let capacity = Int(raw.pointee.snd.capacity)
+        let start = Int(position & UInt64(capacity - 1))
+        let first = min(Int(length), capacity - start)
+        return pool._withUnsafeGuaranteedRef { pool in
+            guard let head = pool.refer(ext, base + start, first, flags: ALPS_M_RING) else { return nil }
+            if first < Int(length) {
+                guard let tail = pool.refer(ext, base, Int(length) - first, flags: ALPS_M_RING) else {
+                    pool.freePacket(head)
+                    return nil
+                }
+                head.pointee.next = tail
+            }
+            return head
+        }
+    }
+
+    /// Bytes before `position` are acknowledged. A writer that has found the buffer full is woken when a third is free,
+    /// so that it does not come back for every segment.
+    @inline(__always)
+    func dropSent(_ position: UInt64) {
+        let tail = raw.pointee.snd.tail
+        guard position > raw.pointee.snd.head, position <= tail else { return }
+        raw.pointee.snd.head = position
+        guard isWriterWaiting else { return }
+        let used = tail &- position
+        let limit = UInt64(raw.pointee.snd.limit)
+        if used &+ limit / 3 <= limit {
+            isWriterWaiting = false
+            markDirty()
+        }
+    }
+
+    /// Copies payload to its place in the receive ring. Returns bytes placed.
+    @inline(__always)
+    func place(_ position: UInt64, _ packet: UnsafePointer<alps_mbuf>, _ offset: UInt32, _ length: UInt32) -> UInt32 {
+        guard prepare(&raw.pointee.rcv), let base = raw.pointee.rcv.base, position >= raw.pointee.rcv.head else { return 0 }
+        let capacity = UInt64(raw.pointee.rcv.capacity)
+        let edge = raw.pointee.rcv.head &+ min(UInt64(raw.pointee.rcv.limit), capacity)
+        guard position < edge else { return 0 }
+        let count = min(UInt64(length), edge &- position)
+        let start = Int(position & (capacity - 1))
+        let first = min(Int(count), Int(capacity) - start)
+        pool._withUnsafeGuaranteedRef { pool in
+            pool.copyOut(packet, Int(offset), first, base + start)
+            if first < Int(count) { pool.copyOut(packet, Int(offset) + first, Int(count) - first, base) }
+        }
+        return UInt32(truncatingIfNeeded: count)
+    }
+}

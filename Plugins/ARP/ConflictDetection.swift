@@ -42,7 +42,8 @@ extension UnsafeMutablePointer where Pointee == Instance {
     }
 
     private func arm(_ claim: ClaimPointer, _ delay: UInt64) {
-        services.arm(timer(claim), delay: delay, function: TimerFunction.claim, argument: UnsafeMutableRawPointer(claim))
+        services.arm(
+            timer(claim), delay: delay, function: TimerFunction.claim, argument: UnsafeMutableRawPointer(claim))
     }
 
     private func find(_ ifindex: UInt32, _ address: UInt32) -> ClaimPointer? {
@@ -97,7 +98,9 @@ extension UnsafeMutablePointer where Pointee == Instance {
         var claim = pointee.claims
         while let current = claim {
             claim = current.pointee.next
-            if current.pointee.ifindex == ifnet.pointee.index, current.pointee.phase == .held { announce(ifnet, current) }
+            if current.pointee.ifindex == ifnet.pointee.index, current.pointee.phase == .held {
+                announce(ifnet, current)
+            }
         }
     }
 
@@ -196,7 +199,9 @@ extension UnsafeMutablePointer where Pointee == Instance {
         var index: UInt32 = 1
         let last = lastInterface
         while index <= last {
-            if let ifnet = ifnet(index), ifnet.pointee.type == ALPS_IFT_ETHER, hasHardware(ifnet, hardware) { return true }
+            if let ifnet = ifnet(index), ifnet.pointee.type == ALPS_IFT_ETHER, hasHardware(ifnet, hardware) {
+                return true
+            }
             index += 1
         }
         return false

@@ -130,7 +130,9 @@ extension UnsafeMutablePointer where Pointee == Instance {
     /// RFC 1122, section 2.3.2: packets wait while a request is out, requests are sent at most once a second.
     @inline(__always)
     func resolve(_ ifindex: UInt32, _ address: UInt32, _ list: Mbuf, _ hardware: UnsafeMutablePointer<UInt8>) -> Int32 {
-        if let entry = neighbor(ifindex, address), entry.pointee.flags & (ALPS_NEIGHBOR_RESOLVED | ALPS_NEIGHBOR_STATIC) != 0 {
+        if let entry = neighbor(ifindex, address),
+            entry.pointee.flags & (ALPS_NEIGHBOR_RESOLVED | ALPS_NEIGHBOR_STATIC) != 0
+        {
             entry.pointee.wasUsed = true
             withUnsafeBytes(of: entry.pointee.hardware) { bytes in
                 for index in 0..<6 { hardware[index] = bytes[index] }
@@ -174,7 +176,9 @@ extension UnsafeMutablePointer where Pointee == Instance {
             if let last = entry.pointee.heldLast { last.pointee.nextpkt = held } else { entry.pointee.heldFirst = held }
             entry.pointee.heldLast = held
             entry.pointee.heldCount += 1
-            if entry.pointee.heldCount > UInt32(truncatingIfNeeded: setting(.maximumHeld)), let oldest = entry.pointee.heldFirst {
+            if entry.pointee.heldCount > UInt32(truncatingIfNeeded: setting(.maximumHeld)),
+                let oldest = entry.pointee.heldFirst
+            {
                 entry.pointee.heldFirst = oldest.pointee.nextpkt
                 oldest.pointee.nextpkt = nil
                 entry.pointee.heldCount -= 1
@@ -321,7 +325,8 @@ func neighborAdd(_ context: UnsafeMutableRawPointer, _ neighbor: UnsafePointer<a
     return 0
 }
 
-func neighborRemove(_ context: UnsafeMutableRawPointer, _ ifindex: UInt32, _ address: UnsafePointer<alps_addr>) -> Int32 {
+func neighborRemove(_ context: UnsafeMutableRawPointer, _ ifindex: UInt32, _ address: UnsafePointer<alps_addr>) -> Int32
+{
     let instance = context.assumingMemoryBound(to: Instance.self)
     guard let entry = instance.neighbor(ifindex, ipv4(address)) else { return ALPS_ENOENT }
     instance.removeNeighbor(entry)
@@ -329,7 +334,8 @@ func neighborRemove(_ context: UnsafeMutableRawPointer, _ ifindex: UInt32, _ add
 }
 
 func neighborList(
-    _ context: UnsafeMutableRawPointer, _ start: UInt32, _ entries: UnsafeMutablePointer<alps_neighbor>, _ capacity: UInt32
+    _ context: UnsafeMutableRawPointer, _ start: UInt32, _ entries: UnsafeMutablePointer<alps_neighbor>,
+    _ capacity: UInt32
 ) -> UInt32 {
     let instance = context.assumingMemoryBound(to: Instance.self)
     var seen: UInt32 = 0

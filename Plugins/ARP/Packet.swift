@@ -14,7 +14,9 @@ extension UnsafeMutablePointer where Pointee == Instance {
         guard let list = ifnet.pointee.addresses else { return nil }
         for index in 0..<Int(ifnet.pointee.address_count) {
             let entry = list + index
-            guard entry.pointee.family == UInt16(ALPS_AF_INET), entry.pointee.flags & ALPS_IFA_DUPLICATE == 0 else { continue }
+            guard entry.pointee.family == UInt16(ALPS_AF_INET), entry.pointee.flags & ALPS_IFA_DUPLICATE == 0 else {
+                continue
+            }
             if ifaddr(entry) == address { return entry }
         }
         return nil
@@ -26,7 +28,9 @@ extension UnsafeMutablePointer where Pointee == Instance {
         var first: UInt32 = 0
         for index in 0..<Int(ifnet.pointee.address_count) {
             let entry = list + index
-            guard entry.pointee.family == UInt16(ALPS_AF_INET), entry.pointee.flags & ALPS_IFA_DUPLICATE == 0 else { continue }
+            guard entry.pointee.family == UInt16(ALPS_AF_INET), entry.pointee.flags & ALPS_IFA_DUPLICATE == 0 else {
+                continue
+            }
             let address = ifaddr(entry)
             let mask = networkMask(entry)
             if address & mask == target & mask { return address }
@@ -49,7 +53,9 @@ extension UnsafeMutablePointer where Pointee == Instance {
     /// Asks who has `target`; by unicast if an address is given, else by broadcast.
     func sendRequest(_ ifindex: UInt32, _ target: UInt32, to unicast: UnsafePointer<UInt8>?) {
         guard let ifnet = ifnet(ifindex) else { return }
-        send(ifnet, Packet.request, sender: sourceAddress(ifnet, for: target), target: target, targetHardware: nil, to: unicast)
+        send(
+            ifnet, Packet.request, sender: sourceAddress(ifnet, for: target), target: target, targetHardware: nil,
+            to: unicast)
         count(.requestsSent)
     }
 
@@ -144,7 +150,9 @@ extension UnsafeMutablePointer where Pointee == Instance {
             if operation == Packet.request { answerForPublished(ifnet, sender, target, hardware) }
             return
         }
-        if !merged, sender != 0, sender != .max, isOnLink(own, sender), let entry = makeNeighbor(ifnet.pointee.index, sender) {
+        if !merged, sender != 0, sender != .max, isOnLink(own, sender),
+            let entry = makeNeighbor(ifnet.pointee.index, sender)
+        {
             resolved(entry, hardware)
         }
         guard operation == Packet.request else { return }
@@ -172,7 +180,8 @@ extension UnsafeMutablePointer where Pointee == Instance {
     private func answerForPublished(
         _ ifnet: UnsafePointer<alps_ifnet>, _ sender: UInt32, _ target: UInt32, _ hardware: UnsafePointer<UInt8>
     ) {
-        guard let entry = neighbor(ifnet.pointee.index, target), entry.pointee.flags & ALPS_NEIGHBOR_PUBLISHED != 0 else {
+        guard let entry = neighbor(ifnet.pointee.index, target), entry.pointee.flags & ALPS_NEIGHBOR_PUBLISHED != 0
+        else {
             return
         }
         send(ifnet, Packet.reply, sender: target, target: sender, targetHardware: hardware, to: hardware)

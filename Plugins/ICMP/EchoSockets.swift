@@ -206,14 +206,18 @@ func echoControlOutput(
     _ value: UnsafeMutableRawPointer, _ length: UnsafeMutablePointer<UInt32>
 ) -> Int32 { ALPS_ENOPROTOOPT }
 
-func echoSockaddr(_ context: UnsafeMutableRawPointer, _ so: Socket, _ address: UnsafeMutablePointer<alps_sockaddr>) -> Int32 {
+func echoSockaddr(_ context: UnsafeMutableRawPointer, _ so: Socket, _ address: UnsafeMutablePointer<alps_sockaddr>)
+    -> Int32
+{
     address.pointee = alps_sockaddr(
         family: UInt16(ALPS_AF_INET), port: so.echo?.pointee.identifier ?? 0, scope: 0,
         addr: so.pointee.netpcb.pointee.local)
     return 0
 }
 
-func echoPeeraddr(_ context: UnsafeMutableRawPointer, _ so: Socket, _ address: UnsafeMutablePointer<alps_sockaddr>) -> Int32 {
+func echoPeeraddr(_ context: UnsafeMutableRawPointer, _ so: Socket, _ address: UnsafeMutablePointer<alps_sockaddr>)
+    -> Int32
+{
     address.pointee = alps_sockaddr(
         family: UInt16(ALPS_AF_INET), port: 0, scope: 0, addr: so.pointee.netpcb.pointee.remote)
     return 0

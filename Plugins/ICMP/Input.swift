@@ -16,7 +16,8 @@ enum Message {
     /// Messages about other packets: never answered by another one (RFC 1122, section 3.2.2).
     @inline(__always)
     static func isError(_ type: UInt8) -> Bool {
-        type == unreachable || type == sourceQuench || type == redirect || type == timeExceeded || type == parameterProblem
+        type == unreachable || type == sourceQuench || type == redirect || type == timeExceeded
+            || type == parameterProblem
     }
 }
 
@@ -131,7 +132,9 @@ extension UnsafeMutablePointer where Pointee == Instance {
         netpcb.protocol = 1
         netpcb.remote = packet.pointee.pkt.source
         netpcb.tos = packet.pointee.pkt.tos & 0xfc
-        if packet.pointee.pkt.flags & UInt16(ALPS_PKT_NETBROADCAST) == 0 { netpcb.local = packet.pointee.pkt.destination }
+        if packet.pointee.pkt.flags & UInt16(ALPS_PKT_NETBROADCAST) == 0 {
+            netpcb.local = packet.pointee.pkt.destination
+        }
         if packet.pointee.pkt.l3_length > 20 { echoOptions(packet, network, cell.instance, &netpcb) }
         packet.pointee.pkt.csum = UInt8(ALPS_CSUM_NONE)
         packet.pointee.pkt.gso_type = UInt8(ALPS_GSO_NONE)

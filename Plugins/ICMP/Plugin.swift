@@ -88,7 +88,8 @@ public func pluginEntry(_ out: UnsafeMutablePointer<alps_descriptor>) -> Int32 {
             size: UInt32(MemoryLayout<alps_descriptor>.size), magic: ALPS_MAGIC, abi_major: UInt16(ALPS_ABI_MAJOR),
             abi_minor_needed: 0, flags: ALPS_PLUGIN_UNLOADABLE, name: text("icmp"), version: text("1.0.0"),
             summary: text("Internet Control Message Protocol (RFC 792)"), provides: providesTable(), provides_count: 1,
-            requires_count: 0, requires_: nil, create: create, destroy: destroy, start: start, quiesce: nil, callout: nil,
+            requires_count: 0, requires_: nil, create: create, destroy: destroy, start: start, quiesce: nil,
+            callout: nil,
             batch_end: nil, ifnet_event: nil, export_state: nil, import_state: nil))
     return 0
 }

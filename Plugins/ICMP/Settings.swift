@@ -32,14 +32,18 @@ func registerSettings(_ instance: InstancePointer) -> Int32 {
     }
     set(.errorRate, "net.inet.icmp.icmplim", "error messages a second, 0 = no limit", ALPS_TUNABLE_INT, 100, 1_000_000)
     set(
-        .answerRate, "net.inet.icmp.answerlim", "answers to echo and timestamp requests a second, 0 = no limit", ALPS_TUNABLE_INT, 10000, 10_000_000)
+        .answerRate, "net.inet.icmp.answerlim", "answers to echo and timestamp requests a second, 0 = no limit",
+        ALPS_TUNABLE_INT, 10000, 10_000_000)
     set(
-        .answerBroadcast, "net.inet.icmp.bmcastecho", "answer echo requests to broadcast and multicast", ALPS_TUNABLE_BOOL, 0, 1)
+        .answerBroadcast, "net.inet.icmp.bmcastecho", "answer echo requests to broadcast and multicast",
+        ALPS_TUNABLE_BOOL, 0, 1)
     set(.timestamp, "net.inet.icmp.tstamprepl", "answer timestamp requests", ALPS_TUNABLE_BOOL, 1, 1)
     set(
-        .acceptRedirects, "net.inet.icmp.accept_redirect", "believe redirects from the gateway in use", ALPS_TUNABLE_BOOL, 1, 1)
+        .acceptRedirects, "net.inet.icmp.accept_redirect", "believe redirects from the gateway in use",
+        ALPS_TUNABLE_BOOL, 1, 1)
     set(
-        .echoSockets, "net.inet.icmp.maxechosockets", "datagram sockets for echo requests at a time", ALPS_TUNABLE_INT, 1024, 65536)
+        .echoSockets, "net.inet.icmp.maxechosockets", "datagram sockets for echo requests at a time", ALPS_TUNABLE_INT,
+        1024, 65536)
     let cell = services.tunableCell
     return cell.ops(alps_tunable_ops.self).pointee.add(cell.instance, list, UInt32(Setting.allCases))
 }

@@ -34,7 +34,8 @@ enum Option {
     /// Those that are kept and told, for whoever makes control messages out of packets.
     static func isStored(_ name: Int32) -> Bool {
         switch name {
-        case receiveOptions, returnOptions, packetInfo, receiveError, receiveTTL, receiveTOS, receiveOriginalDestination,
+        case receiveOptions, returnOptions, packetInfo, receiveError, receiveTTL, receiveTOS,
+            receiveOriginalDestination,
             bindWithoutPort, receiveFragmentSize:
             return true
         default: return false
@@ -119,7 +120,8 @@ extension UnsafeMutablePointer where Pointee == Instance {
         if on { options.pointee.flags |= bit } else { options.pointee.flags &= ~bit }
         // Transports read these two from the socket.
         if let socket = options.pointee.socket {
-            let mirror: UInt32 = name == Option.receiveError ? ALPS_SO_RECVERR : name == Option.packetInfo ? ALPS_SO_PKTINFO : 0
+            let mirror: UInt32 =
+                name == Option.receiveError ? ALPS_SO_RECVERR : name == Option.packetInfo ? ALPS_SO_PKTINFO : 0
             if on { socket.pointee.options |= mirror } else { socket.pointee.options &= ~mirror }
         }
         return 0
@@ -158,7 +160,9 @@ extension UnsafeMutablePointer where Pointee == Instance {
             let count = min(UInt32(options?.pointee.length ?? 0), length.pointee)
             if let options {
                 withUnsafeBytes(of: options.pointee.bytes) { bytes in
-                    for index in 0..<Int(count) { value.storeBytes(of: bytes[index], toByteOffset: index, as: UInt8.self) }
+                    for index in 0..<Int(count) {
+                        value.storeBytes(of: bytes[index], toByteOffset: index, as: UInt8.self)
+                    }
                 }
             }
             length.pointee = count
@@ -217,7 +221,8 @@ extension UnsafeMutablePointer where Pointee == Instance {
     }
 
     /// struct group_req {interface index, padding, sockaddr_in}: MCAST_JOIN_GROUP.
-    private func setGroup(_ netpcb: NetworkPCB, _ joins: Bool, _ value: UnsafeMutableRawPointer, _ length: Int) -> Int32 {
+    private func setGroup(_ netpcb: NetworkPCB, _ joins: Bool, _ value: UnsafeMutableRawPointer, _ length: Int) -> Int32
+    {
         guard length >= 16, value.loadUnaligned(fromByteOffset: 8, as: UInt16.self) == UInt16(ALPS_AF_INET) else {
             return ALPS_EINVAL
         }

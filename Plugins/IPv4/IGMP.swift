@@ -104,8 +104,8 @@ extension UnsafeMutablePointer where Pointee == Instance {
         guard let group = findGroup(address, ifindex) else { return }
         group.pointee.references -= 1
         guard group.pointee.references == 0 else { return }
-        // Version 1 routers find out by themselves.
-        if group.pointee.isLastReporter, services.now >= group.pointee.version1Until {
+        // Version 1 routers find out by themselves, and whoever has taken over goes on with the membership.
+        if group.pointee.isLastReporter, !isReplaced, services.now >= group.pointee.version1Until {
             sendIGMP(IGMP.leave, address, to: IGMP.allRouters, ifindex)
         }
         remove(group)
@@ -145,15 +145,6 @@ extension UnsafeMutablePointer where Pointee == Instance {
         while let current = group {
             group = current.pointee.next
             if current.pointee.ifindex == ifindex { reportFirst(current) }
-        }
-    }
-
-    /// Somebody else goes on with the memberships.
-    func keepQuietOnLeaving() {
-        var group = pointee.groups
-        while let current = group {
-            current.pointee.isLastReporter = false
-            group = current.pointee.next
         }
     }
 
@@ -226,7 +217,8 @@ extension UnsafeMutablePointer where Pointee == Instance {
             packet.pointee.nextpkt = nil
             count(.igmpReceived)
             let length = packet.pointee.pkt.length
-            guard length >= UInt32(IGMP.messageLength), services.mbuf.pointee.sum(pool, packet, 0, length) == 0xffff else {
+            guard length >= UInt32(IGMP.messageLength), services.mbuf.pointee.sum(pool, packet, 0, length) == 0xffff
+            else {
                 count(.igmpMalformed)
                 free(packet)
                 continue

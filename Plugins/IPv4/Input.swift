@@ -37,7 +37,9 @@ extension UnsafeMutablePointer where Pointee == Instance {
         var packet = arrived
         guard packet.pointee.pkt.length >= UInt32(Header.minimumLength) else { return drop(packet, .tooShort) }
         if packet.pointee.length < UInt32(Header.minimumLength) {
-            guard let whole = services.mbuf.pointee.pullup(pool, packet, UInt32(Header.minimumLength)) else { return nil }
+            guard let whole = services.mbuf.pointee.pullup(pool, packet, UInt32(Header.minimumLength)) else {
+                return nil
+            }
             packet = whole
         }
         var header = Header(bytes: packet.pointee.data)

@@ -83,7 +83,8 @@ extension UnsafeMutablePointer where Pointee == Instance {
         }
         guard let ready else { return result }
         let cell = services.ifnetCell
-        var hop = netpcb.pointee.route.flags & ALPS_RTF_GATEWAY != 0 ? netpcb.pointee.route.gateway : netpcb.pointee.remote
+        var hop =
+            netpcb.pointee.route.flags & ALPS_RTF_GATEWAY != 0 ? netpcb.pointee.route.gateway : netpcb.pointee.remote
         let sent = cell.ops(alps_ifnet_ops.self).pointee.output(
             cell.instance, ifindex, ready, UInt16(ALPS_AF_INET), &hop)
         return sent != 0 ? sent : result
@@ -145,7 +146,9 @@ extension UnsafeMutablePointer where Pointee == Instance {
 
     /// What becomes of a packet that does not fit: an error, fragments, or, of a large one, segments. [consumes]
     @inline(never)
-    private func cut(_ packet: Mbuf, _ mtu: UInt32, _ isAtomic: Bool, _ first: inout Mbuf?, _ last: inout Mbuf?) -> Int32 {
+    private func cut(_ packet: Mbuf, _ mtu: UInt32, _ isAtomic: Bool, _ first: inout Mbuf?, _ last: inout Mbuf?)
+        -> Int32
+    {
         guard !isAtomic, packet.pointee.pkt.length <= 65535 else {
             count(.tooBig)
             free(packet)
@@ -206,7 +209,8 @@ extension UnsafeMutablePointer where Pointee == Instance {
             if offset > length, length > Header.minimumLength { clearUncopiedOptions(data, length) }
             data.store16(2, UInt16(truncatingIfNeeded: length + size))
             data.store16(
-                6, UInt16(truncatingIfNeeded: (offset - length) / 8) | (offset + size < total ? Header.moreFragments : 0))
+                6,
+                UInt16(truncatingIfNeeded: (offset - length) / 8) | (offset + size < total ? Header.moreFragments : 0))
             Header(bytes: data).finish()
             piece.pointee.pkt.l3_length = UInt16(truncatingIfNeeded: length)
             piece.pointee.pkt.flags = packet.pointee.pkt.flags
@@ -245,7 +249,9 @@ extension UnsafeMutablePointer where Pointee == Instance {
             free(given)
             return total > 65535 ? ALPS_EMSGSIZE : ALPS_EINVAL
         }
-        guard var packet = services.mbuf.pointee.pullup(pool, given, UInt32(Header.minimumLength)) else { return ALPS_ENOBUFS }
+        guard var packet = services.mbuf.pointee.pullup(pool, given, UInt32(Header.minimumLength)) else {
+            return ALPS_ENOBUFS
+        }
         let length = Header(bytes: packet.pointee.data).length
         guard length >= Header.minimumLength, UInt32(length) <= total else {
             free(packet)

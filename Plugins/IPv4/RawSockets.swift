@@ -16,15 +16,18 @@ enum Raw {
     static func register(_ instance: InstancePointer) -> Int32 {
         typealias OnSocket = @convention(c) (UnsafeMutableRawPointer, UnsafeMutablePointer<alps_socket>) -> Int32
         typealias WithAddress =
-            @convention(c) (UnsafeMutableRawPointer, UnsafeMutablePointer<alps_socket>, UnsafePointer<alps_sockaddr>) -> Int32
+            @convention(c) (UnsafeMutableRawPointer, UnsafeMutablePointer<alps_socket>, UnsafePointer<alps_sockaddr>) ->
+            Int32
         typealias ToAddress =
             @convention(c) (
                 UnsafeMutableRawPointer, UnsafeMutablePointer<alps_socket>, UnsafeMutablePointer<alps_sockaddr>
             ) -> Int32
-        typealias WithNumber = @convention(c) (UnsafeMutableRawPointer, UnsafeMutablePointer<alps_socket>, Int32) -> Int32
+        typealias WithNumber =
+            @convention(c) (UnsafeMutableRawPointer, UnsafeMutablePointer<alps_socket>, Int32) -> Int32
         typealias Option =
             @convention(c) (
-                UnsafeMutableRawPointer, UnsafeMutablePointer<alps_socket>, Int32, Int32, Int32, UnsafeMutableRawPointer,
+                UnsafeMutableRawPointer, UnsafeMutablePointer<alps_socket>, Int32, Int32, Int32,
+                UnsafeMutableRawPointer,
                 UnsafeMutablePointer<UInt32>
             ) -> Int32
         var next = instance.pointee.requests
@@ -53,9 +56,11 @@ enum Raw {
         add(ALPS_PRU_REHOME, "rehome", "S", onSocket(rawRehome))
         instance.pointee.entry.initialize(
             to: alps_protosw(
-                size: UInt32(MemoryLayout<alps_protosw>.size), domain: UInt16(ALPS_AF_INET), type: UInt16(ALPS_SOCK_RAW),
+                size: UInt32(MemoryLayout<alps_protosw>.size), domain: UInt16(ALPS_AF_INET),
+                type: UInt16(ALPS_SOCK_RAW),
                 protocol: 0, demux: UInt8(ALPS_DEMUX_NONE), reserved: 0,
-                flags: ALPS_PR_ATOMIC | ALPS_PR_ADDR | ALPS_PR_RAW, name: text("raw"), network: text("alps.network/1:2"),
+                flags: ALPS_PR_ATOMIC | ALPS_PR_ADDR | ALPS_PR_RAW, name: text("raw"),
+                network: text("alps.network/1:2"),
                 requests: UnsafePointer(instance.pointee.requests), requests_count: UInt32(requestCount),
                 connection_overhead: UInt32(MemoryLayout<RawSocket>.size), input: nil, ctlinput: nil, sent: nil,
                 received: nil, send_datagram: rawSend))
@@ -133,7 +138,8 @@ private func rawAttach(_ context: UnsafeMutableRawPointer, _ so: UnsafeMutablePo
     // Linux: IPPROTO_IP is no protocol to speak.
     guard (1...255).contains(so.pointee.protocol) else { return ALPS_EPROTONOSUPPORT }
     guard let entry = instance.services.allocate(RawSocket.self) else { return ALPS_ENOBUFS }
-    entry.initialize(to: RawSocket(next: instance.pointee.rawSockets, socket: so, bound: so.pointee.netpcb.pointee.local))
+    entry.initialize(
+        to: RawSocket(next: instance.pointee.rawSockets, socket: so, bound: so.pointee.netpcb.pointee.local))
     instance.pointee.rawSockets = entry
     so.pointee.pcb = UnsafeMutableRawPointer(entry)
     if so.pointee.protocol == 255 { so.pointee.netpcb.pointee.flags |= UInt8(ALPS_NETPCB_HDRINCL) }
@@ -216,7 +222,9 @@ private func rawDisconnect(_ context: UnsafeMutableRawPointer, _ so: UnsafeMutab
     return 0
 }
 
-private func rawShutdown(_ context: UnsafeMutableRawPointer, _ so: UnsafeMutablePointer<alps_socket>, _ how: Int32) -> Int32 { 0 }
+private func rawShutdown(_ context: UnsafeMutableRawPointer, _ so: UnsafeMutablePointer<alps_socket>, _ how: Int32)
+    -> Int32
+{ 0 }
 
 private func rawSockaddr(
     _ context: UnsafeMutableRawPointer, _ so: UnsafeMutablePointer<alps_socket>,
@@ -263,7 +271,8 @@ private func rawSend(
     let instance = context.assumingMemoryBound(to: Instance.self)
     if so.pointee.netpcb.pointee.flags & UInt8(ALPS_NETPCB_HDRINCL) != 0 {
         let isConnected = so.pointee.state & ALPS_SS_CONNECTED != 0
-        let to = destination.map { ipv4($0.pointee.addr) } ?? (isConnected ? ipv4(so.pointee.netpcb.pointee.remote) : nil)
+        let to =
+            destination.map { ipv4($0.pointee.addr) } ?? (isConnected ? ipv4(so.pointee.netpcb.pointee.remote) : nil)
         return instance.outputWithHeader(so.pointee.netpcb, packet, to: to)
     }
     guard let destination else {

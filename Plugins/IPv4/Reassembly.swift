@@ -62,7 +62,9 @@ extension UnsafeMutablePointer where Pointee == Instance {
         let ecn = header.tos & 3
         guard insert(datagram, packet, offset, payload, more) else { return nil }
         datagram.pointee.ecnSeen |= 1 << ecn
-        if datagram.pointee.total >= 0, datagram.pointee.received == datagram.pointee.total { return complete(datagram) }
+        if datagram.pointee.total >= 0, datagram.pointee.received == datagram.pointee.total {
+            return complete(datagram)
+        }
         keepWithinBytes()
         return nil
     }
@@ -117,7 +119,11 @@ extension UnsafeMutablePointer where Pointee == Instance {
         datagram.pointee.next = bucket.pointee
         bucket.pointee = datagram
         datagram.pointee.older = table.pointee.newest
-        if let newest = table.pointee.newest { newest.pointee.newer = datagram } else { table.pointee.oldest = datagram }
+        if let newest = table.pointee.newest {
+            newest.pointee.newer = datagram
+        } else {
+            table.pointee.oldest = datagram
+        }
         table.pointee.newest = datagram
         changeCount(by: 1)
         services.arm(
@@ -132,11 +138,14 @@ extension UnsafeMutablePointer where Pointee == Instance {
 
     private func changeCount(by change: Int) {
         pointee.reassembly.pointee.datagrams += change
-        pointee.counters[Counter.datagramsHeld.rawValue] = UInt64(truncatingIfNeeded: pointee.reassembly.pointee.datagrams)
+        pointee.counters[Counter.datagramsHeld.rawValue] = UInt64(
+            truncatingIfNeeded: pointee.reassembly.pointee.datagrams)
     }
 
     /// False if the fragment was not wanted; it has been freed then, and with an overlap the datagram too. [consumes]
-    private func insert(_ datagram: DatagramPointer, _ packet: Mbuf, _ offset: Int, _ payload: Int, _ more: Bool) -> Bool {
+    private func insert(_ datagram: DatagramPointer, _ packet: Mbuf, _ offset: Int, _ payload: Int, _ more: Bool)
+        -> Bool
+    {
         let end = offset + payload
         // Two ends, or bytes behind the end.
         if !more, datagram.pointee.total >= 0, datagram.pointee.total != Int32(end) { return void(datagram, packet) }
@@ -159,7 +168,9 @@ extension UnsafeMutablePointer where Pointee == Instance {
             free(packet)
             return false
         }
-        if let previous, Int(previous.pointee.pkt.scratch) + payloadLength(previous) > offset { return void(datagram, packet) }
+        if let previous, Int(previous.pointee.pkt.scratch) + payloadLength(previous) > offset {
+            return void(datagram, packet)
+        }
         if let following, !more || Int(following.pointee.pkt.scratch) < end { return void(datagram, packet) }
         if !more { datagram.pointee.total = Int32(end) }
         packet.pointee.nextpkt = following

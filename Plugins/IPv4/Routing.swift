@@ -168,7 +168,9 @@ func networkPseudoSum(
     return Checksum.fold(UInt64(a) + UInt64(b) + UInt64(protocolNumber) + UInt64(length))
 }
 
-func networkClassify(_ context: UnsafeMutableRawPointer, _ address: UnsafePointer<alps_addr>, _ ifindex: UInt32) -> UInt32 {
+func networkClassify(_ context: UnsafeMutableRawPointer, _ address: UnsafePointer<alps_addr>, _ ifindex: UInt32)
+    -> UInt32
+{
     context.assumingMemoryBound(to: Instance.self).classify(ipv4(address.pointee), ifindex)
 }
 

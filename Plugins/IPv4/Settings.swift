@@ -40,13 +40,16 @@ func registerSettings(_ instance: InstancePointer) -> Int32 {
         .acceptSourceRoute, "net.inet.ip.accept_sourceroute", "take packets that carry a source route that ends here",
         ALPS_TUNABLE_BOOL, 0, 0, 1)
     set(
-        .maximumDatagrams, "net.inet.ip.maxfragpackets", "datagrams being put together at a time", ALPS_TUNABLE_INT, 1024,
+        .maximumDatagrams, "net.inet.ip.maxfragpackets", "datagrams being put together at a time", ALPS_TUNABLE_INT,
+        1024,
         4, 65536)
     set(
-        .maximumFromSource, "net.inet.ip.maxfragpacketspersource", "the same, from one sender", ALPS_TUNABLE_INT, 256, 1,
+        .maximumFromSource, "net.inet.ip.maxfragpacketspersource", "the same, from one sender", ALPS_TUNABLE_INT, 256,
+        1,
         65536)
     set(
-        .maximumFragments, "net.inet.ip.maxfragsperpacket", "fragments of one datagram", ALPS_TUNABLE_INT, 1500, 2, 8192)
+        .maximumFragments, "net.inet.ip.maxfragsperpacket", "fragments of one datagram", ALPS_TUNABLE_INT, 1500, 2, 8192
+    )
     set(
         .maximumReassemblyBytes, "net.inet.ip.maxfragbytes", "memory of datagrams being put together, bytes",
         ALPS_TUNABLE_BYTES, 16 << 20, 65536, 1 << 30)

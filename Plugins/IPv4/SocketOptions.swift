@@ -121,14 +121,19 @@ extension UnsafeMutablePointer where Pointee == Instance {
 
     // MARK: Handing over
 
+    /// Whether another instance provides the network now.
+    var isReplaced: Bool {
+        guard let cell = pointee.networkCell, cell.isProvided else { return false }
+        return cell.instance != UnsafeMutableRawPointer(self)
+    }
+
     /// Another instance serves the sockets from now on: it gets their options and joins their groups through the
     /// interface that it provides now. Without one, they are forgotten.
     func handOverSocketOptions() {
         guard let cell = pointee.networkCell, cell.isProvided else { return forgetSocketOptions() }
-        // The host is going down: sockets detach by themselves.
-        guard cell.instance != UnsafeMutableRawPointer(self) else { return }
+        // If not, the host is going down, and sockets detach by themselves.
+        guard isReplaced else { return }
         let ops = cell.ops(alps_network_ops.self)
-        keepQuietOnLeaving()
         while let options = pointee.socketOptions {
             let netpcb = options.pointee.netpcb
             netpcb.pointee.options = SocketOptions.reference(to: options.pointee.socket)

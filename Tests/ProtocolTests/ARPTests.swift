@@ -39,13 +39,16 @@ import Testing
 
     @Test func malformedPacketsAreIgnored() throws {
         let bench = try PacketBench()
-        let good: [UInt8] = [0, 1, 8, 0, 6, 4, 0, 1] + PacketBench.peerHardware + [10, 0, 0, 2] + [0, 0, 0, 0, 0, 0] + [10, 0, 0, 1]
+        let good: [UInt8] =
+            [0, 1, 8, 0, 6, 4, 0, 1] + PacketBench.peerHardware + [10, 0, 0, 2] + [0, 0, 0, 0, 0, 0] + [10, 0, 0, 1]
         for (place, value) in [(1, 2), (2, 9), (4, 5), (4, 8), (5, 6), (7, 9), (7, 0)] as [(Int, UInt8)] {
             var packet = good
             packet[place] = value
             bench.send(packet, to: PacketBench.everybody, ethertype: 0x0806)
         }
-        for length in [0, 1, 8, 27] { bench.send(Array(good.prefix(length)), to: PacketBench.everybody, ethertype: 0x0806) }
+        for length in [0, 1, 8, 27] {
+            bench.send(Array(good.prefix(length)), to: PacketBench.everybody, ethertype: 0x0806)
+        }
         #expect(bench.takeARP() == [])
         #expect(bench.counter("arp", "malformed") == 11)
         // A group address is nobody's.
@@ -164,7 +167,8 @@ import Testing
         #expect(socket.send([1], to: endpoint("10.0.0.2", 9)) == 0)
         _ = bench.takeARP()
         bench.run(ms: 70_000)
-        #expect(bench.takeARP().map(\.to) == [PacketBench.peerHardware, PacketBench.peerHardware, PacketBench.peerHardware])
+        #expect(
+            bench.takeARP().map(\.to) == [PacketBench.peerHardware, PacketBench.peerHardware, PacketBench.peerHardware])
         #expect(bench.counter("arp", "entries") == 0)
         bench.finish()
     }

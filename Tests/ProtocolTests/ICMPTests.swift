@@ -5,7 +5,9 @@ import Testing
 
 /// Control messages (RFC 792, RFC 1122 section 3.2.2).
 @Suite struct ICMPTests {
-    private func echo(_ bench: PacketBench, _ payload: [UInt8] = [1, 2, 3], to: [UInt8] = PacketBench.stackAddress) -> [UInt8] {
+    private func echo(_ bench: PacketBench, _ payload: [UInt8] = [1, 2, 3], to: [UInt8] = PacketBench.stackAddress)
+        -> [UInt8]
+    {
         PacketBench.packet(1, PacketBench.icmp(8, rest: [0x12, 0x34, 0, 1], payload), to: to)
     }
 
@@ -13,7 +15,8 @@ import Testing
 
     @Test(arguments: [0, 1, 2, 55, 56, 1472]) func anEchoComesBackAsItWas(length: Int) throws {
         let bench = try PacketBench()
-        bench.send(PacketBench.packet(1, PacketBench.icmp(8, rest: [0x12, 0x34, 0, 1], pattern(0..<length)), tos: 0xb9))
+        bench.send(
+            PacketBench.packet(1, PacketBench.icmp(8, rest: [0x12, 0x34, 0, 1], pattern(0..<length)), tos: 0xb9))
         let reply = try bench.expectOne()
         #expect(reply.payload == PacketBench.icmp(0, rest: [0x12, 0x34, 0, 1], pattern(0..<length)))
         #expect(reply.source == PacketBench.stackAddress)
@@ -92,7 +95,8 @@ import Testing
     @Test func obsoleteAndUnknownMessagesAreIgnored() throws {
         let bench = try PacketBench()
         for type in [0, 1, 2, 4, 6, 7, 9, 10, 14, 15, 16, 17, 18, 30, 37, 40, 255] as [UInt8] {
-            bench.send(PacketBench.packet(1, PacketBench.icmp(type, rest: [1, 2, 3, 4], [UInt8](repeating: 0, count: 40))))
+            bench.send(
+                PacketBench.packet(1, PacketBench.icmp(type, rest: [1, 2, 3, 4], [UInt8](repeating: 0, count: 40))))
         }
         bench.expectNothing()
         bench.finish()
@@ -146,7 +150,8 @@ import Testing
         bench.send(PacketBench.packet(253, udp, to: [224, 0, 0, 1]), to: [1, 0, 0x5e, 0, 0, 1])
         bench.send(PacketBench.packet(253, udp, to: [10, 0, 0, 255]), to: PacketBench.everybody)
         // Whom no single host has sent.
-        bench.send(PacketBench.packet(253, udp, from: [0, 0, 0, 0], to: [255, 255, 255, 255]), to: PacketBench.everybody)
+        bench.send(
+            PacketBench.packet(253, udp, from: [0, 0, 0, 0], to: [255, 255, 255, 255]), to: PacketBench.everybody)
         // Errors about errors: a bad option in front of one.
         for type in [3, 4, 5, 11, 12] as [UInt8] {
             bench.send(PacketBench.packet(1, PacketBench.icmp(type, rest: [0, 0, 0, 0], udp), options: [7, 0, 0, 0]))
@@ -185,7 +190,9 @@ import Testing
         #expect(try outcome(3, code) == expected)
     }
 
-    @Test(arguments: [(3, 0, 101), (3, 1, 113), (3, 5, 95), (3, 11, 101), (11, 0, 113), (12, 0, 71)] as [(UInt8, UInt8, Int32)])
+    @Test(
+        arguments: [(3, 0, 101), (3, 1, 113), (3, 5, 95), (3, 11, 101), (11, 0, 113), (12, 0, 71)]
+            as [(UInt8, UInt8, Int32)])
     func passingErrorsReachWhoAsksForThem(type: UInt8, code: UInt8, expected: Int32) throws {
         #expect(try outcome(type, code) == 0)
         #expect(try outcome(type, code, hearsAll: true) == expected)

@@ -22,7 +22,8 @@ import Testing
     }
 
     private func send(
-        _ bench: PacketBench, _ piece: Piece, identification: UInt16 = 7, from source: [UInt8] = PacketBench.peerAddress,
+        _ bench: PacketBench, _ piece: Piece, identification: UInt16 = 7,
+        from source: [UInt8] = PacketBench.peerAddress,
         protocol protocolNumber: UInt8 = experiment, tos: UInt8 = 0
     ) {
         bench.send(
@@ -51,7 +52,8 @@ import Testing
         #expect(all.allSatisfy { !$0.dontFragment })
         let whole = all.flatMap(\.payload)
         #expect(Array(whole.dropFirst(8)) == pattern(0..<4000))
-        #expect(checksum(PacketBench.stackAddress + PacketBench.peerAddress + [0, 17] + big(UInt16(4008)) + whole) == 0)
+        #expect(
+            checksum(PacketBench.stackAddress + PacketBench.peerAddress + [0, 17] + big(UInt16(4008)) + whole) == 0)
         bench.finish()
     }
 
@@ -70,7 +72,8 @@ import Testing
         #expect(socket.setOption(level: 0, name: 4, [7, 7, 4, 0, 0, 0, 0, 1, 148, 4, 0, 0]) == 0)
         #expect(socket.send(pattern(0..<2000), to: endpoint("10.0.0.2", 9)) == 0)
         let all = bench.takeAll()
-        #expect(all.map(\.options) == [[7, 7, 4, 0, 0, 0, 0, 1, 148, 4, 0, 0], [1, 1, 1, 1, 1, 1, 1, 1, 148, 4, 0, 0]])
+        #expect(
+            all.map(\.options) == [[7, 7, 4, 0, 0, 0, 0, 1, 148, 4, 0, 0], [1, 1, 1, 1, 1, 1, 1, 1, 148, 4, 0, 0]])
         #expect(Array(all.flatMap(\.payload).dropFirst(8)) == pattern(0..<2000))
         bench.finish()
     }
@@ -136,8 +139,11 @@ import Testing
         let other = try bench.rawSocket(252)
         for piece in pieces(3000, 1000) {
             send(bench, piece)
-            send(bench, Piece(offset: piece.offset, bytes: piece.bytes.map { ~$0 }, more: piece.more), identification: 8)
-            send(bench, Piece(offset: piece.offset, bytes: piece.bytes.reversed(), more: piece.more), from: [10, 0, 0, 3])
+            send(
+                bench, Piece(offset: piece.offset, bytes: piece.bytes.map { ~$0 }, more: piece.more), identification: 8)
+            send(
+                bench, Piece(offset: piece.offset, bytes: piece.bytes.reversed(), more: piece.more),
+                from: [10, 0, 0, 3])
             send(bench, piece, protocol: 252)
         }
         #expect(received(socket).map(\.count) == [3000, 3000, 3000])
@@ -177,10 +183,12 @@ import Testing
         bench.finish()
     }
 
-    @Test(arguments: [
-        // A second first fragment with other bytes behind it; one inside another; one that overlaps the end.
-        (0, 1008), (8, 16), (992, 1000), (504, 1000), (1992, 500),
-    ] as [(Int, Int)]) func overlappingFragmentsVoidTheDatagram(offset: Int, length: Int) throws {
+    @Test(
+        arguments: [
+            // A second first fragment with other bytes behind it; one inside another; one that overlaps the end.
+            (0, 1008), (8, 16), (992, 1000), (504, 1000), (1992, 500),
+        ] as [(Int, Int)]) func overlappingFragmentsVoidTheDatagram(offset: Int, length: Int) throws
+    {
         let bench = try PacketBench()
         let socket = try bench.rawSocket(253)
         let all = pieces(3000, 1000)
@@ -262,7 +270,9 @@ import Testing
         let bench = try PacketBench(["inet.ip.maxfragpackets": "16", "inet.ip.maxfragbytes": "65536"])
         for number in 0..<64 {
             for index in 0..<4 {
-                send(bench, pieces(8000, 1000)[index], identification: UInt16(number), from: [10, 0, 0, UInt8(3 + number)])
+                send(
+                    bench, pieces(8000, 1000)[index], identification: UInt16(number),
+                    from: [10, 0, 0, UInt8(3 + number)])
             }
             #expect(bench.counter("ipv4", "datagrams_held") <= 16)
             #expect(bench.stack.mbufs.statistics.clusters.inUse <= 64)

@@ -40,9 +40,12 @@ import Testing
             let type: UInt8 = [0, 3, 3, 3, 4, 5, 5, 8, 8, 11, 12, 13][generator.below(12)]
             // Something of ours that is quoted, cut off anywhere.
             var quoted = PacketBench.packet(
-                [1, 6, 17, 253][generator.below(4)], generator.bytes(generator.below(40)), from: PacketBench.stackAddress,
+                [1, 6, 17, 253][generator.below(4)], generator.bytes(generator.below(40)),
+                from: PacketBench.stackAddress,
                 to: PacketBench.peerAddress, options: options(&generator))
-            if generator.below(2) == 0 { quoted[generator.below(quoted.count)] = UInt8(truncatingIfNeeded: generator.next()) }
+            if generator.below(2) == 0 {
+                quoted[generator.below(quoted.count)] = UInt8(truncatingIfNeeded: generator.next())
+            }
             return PacketBench.icmp(
                 type, UInt8(generator.below(16)), rest: [10, 0, 0, UInt8(generator.below(8))],
                 Array(quoted.prefix(generator.below(quoted.count + 1))))
@@ -57,7 +60,9 @@ import Testing
 
     private func packet(_ generator: inout Generator) -> [UInt8] {
         let protocolNumber: UInt8 = [1, 1, 2, 6, 17, 253][generator.below(6)]
-        let destination: [UInt8] = generator.below(4) == 0 ? [[10, 0, 0, 255], [224, 0, 0, 1], [239, 1, 2, 3]][generator.below(3)] : PacketBench.stackAddress
+        let destination: [UInt8] =
+            generator.below(4) == 0
+            ? [[10, 0, 0, 255], [224, 0, 0, 1], [239, 1, 2, 3]][generator.below(3)] : PacketBench.stackAddress
         var payload = message(&generator, protocolNumber)
         var fragment: UInt16 = 0
         if generator.below(3) == 0 {
@@ -68,8 +73,12 @@ import Testing
             protocolNumber, payload, from: [10, 0, 0, UInt8(2 + generator.below(6))], to: destination,
             identification: UInt16(generator.below(16)), fragment: fragment, tos: UInt8(generator.below(4)),
             options: generator.below(2) == 0 ? options(&generator) : [])
-        if generator.below(4) == 0 { packet[generator.below(min(packet.count, 60))] = UInt8(truncatingIfNeeded: generator.next()) }
-        if generator.below(8) > 0, Int(packet[0] & 15) * 4 <= packet.count, packet[0] & 15 >= 5 { packet = PacketBench.repaired(packet) }
+        if generator.below(4) == 0 {
+            packet[generator.below(min(packet.count, 60))] = UInt8(truncatingIfNeeded: generator.next())
+        }
+        if generator.below(8) > 0, Int(packet[0] & 15) * 4 <= packet.count, packet[0] & 15 >= 5 {
+            packet = PacketBench.repaired(packet)
+        }
         return generator.below(8) == 0 ? Array(packet.prefix(generator.below(packet.count + 1))) : packet
     }
 

@@ -62,10 +62,13 @@ import Testing
         bench.finish()
     }
 
-    @Test(arguments: [
-        [127, 0, 0, 1], [224, 0, 0, 1], [239, 1, 2, 3], [255, 255, 255, 255], [10, 0, 0, 255], [10, 0, 0, 1], [0, 0, 0, 5],
-        [0, 0, 0, 0], [240, 0, 0, 1],
-    ] as [[UInt8]]) func sourcesThatCannotBeAreDropped(source: [UInt8]) throws {
+    @Test(
+        arguments: [
+            [127, 0, 0, 1], [224, 0, 0, 1], [239, 1, 2, 3], [255, 255, 255, 255], [10, 0, 0, 255], [10, 0, 0, 1],
+            [0, 0, 0, 5],
+            [0, 0, 0, 0], [240, 0, 0, 1],
+        ] as [[UInt8]]) func sourcesThatCannotBeAreDropped(source: [UInt8]) throws
+    {
         let bench = try PacketBench()
         let socket = try bench.rawSocket(253)
         bench.send(PacketBench.packet(Self.experiment, [1], from: source))
@@ -102,7 +105,8 @@ import Testing
         bench.send(PacketBench.packet(Self.experiment, [3]), to: PacketBench.everybody)
         // A host without an address may only broadcast.
         bench.send(
-            PacketBench.packet(Self.experiment, [4], from: [0, 0, 0, 0], to: [255, 255, 255, 255]), to: PacketBench.everybody)
+            PacketBench.packet(Self.experiment, [4], from: [0, 0, 0, 0], to: [255, 255, 255, 255]),
+            to: PacketBench.everybody)
         #expect(received(socket).map(\.last) == [1, 2, 4])
         bench.finish()
     }
@@ -133,7 +137,10 @@ import Testing
         bench.finish()
     }
 
-    @Test(arguments: [[7, 0, 0, 0], [7, 1, 0, 0], [7, 5, 4, 0], [1, 1, 1, 7], [7, 3, 3, 0], [68, 4, 4, 0], [131, 3, 2, 0]] as [[UInt8]])
+    @Test(
+        arguments: [
+            [7, 0, 0, 0], [7, 1, 0, 0], [7, 5, 4, 0], [1, 1, 1, 7], [7, 3, 3, 0], [68, 4, 4, 0], [131, 3, 2, 0],
+        ] as [[UInt8]])
     func damagedOptionsAreReported(options: [UInt8]) throws {
         let bench = try PacketBench()
         bench.send(PacketBench.packet(Self.experiment, [9], options: options))
@@ -338,7 +345,8 @@ import Testing
         func tooBig(_ mtu: UInt16) throws {
             #expect(socket.send([UInt8](repeating: 7, count: Int(socket.get(0, 14)!) - 28)) == 0)
             let packet = try bench.expectOne()
-            bench.send(PacketBench.packet(1, PacketBench.icmp(3, 4, rest: [0, 0] + big(mtu), packet.bytes.prefix(28) + [])))
+            bench.send(
+                PacketBench.packet(1, PacketBench.icmp(3, 4, rest: [0, 0] + big(mtu), packet.bytes.prefix(28) + [])))
             _ = socket.takeError()
         }
         try tooBig(1400)

@@ -55,7 +55,8 @@ final class PacketBench {
 
     /// `answersARP`: the peer resolves its address by itself, and the stack's first probes and announcements are over.
     init(
-        mtu: Int = 1500, seed: UInt64 = 1, answersARP: Bool = true, plugins: [String] = ["arp", "ipv4", "icmp", "udp", "tcp"],
+        mtu: Int = 1500, seed: UInt64 = 1, answersARP: Bool = true,
+        plugins: [String] = ["arp", "ipv4", "icmp", "udp", "tcp"],
         _ tunables: [String: String] = [:]
     ) throws {
         network = VirtualNetwork(seed: seed)
@@ -148,7 +149,8 @@ final class PacketBench {
     // MARK: What goes in
 
     static func packet(
-        _ protocolNumber: UInt8, _ payload: [UInt8], from source: [UInt8] = peerAddress, to destination: [UInt8] = stackAddress,
+        _ protocolNumber: UInt8, _ payload: [UInt8], from source: [UInt8] = peerAddress,
+        to destination: [UInt8] = stackAddress,
         identification: UInt16 = 7, fragment: UInt16 = 0, ttl: UInt8 = 64, tos: UInt8 = 0, options: [UInt8] = []
     ) -> [UInt8] {
         var header: [UInt8] = [0x40 | UInt8(5 + options.count / 4), tos]
@@ -171,7 +173,8 @@ final class PacketBench {
         return packet
     }
 
-    static func icmp(_ type: UInt8, _ code: UInt8 = 0, rest: [UInt8] = [0, 0, 0, 0], _ payload: [UInt8] = []) -> [UInt8] {
+    static func icmp(_ type: UInt8, _ code: UInt8 = 0, rest: [UInt8] = [0, 0, 0, 0], _ payload: [UInt8] = []) -> [UInt8]
+    {
         var message = [type, code, 0, 0] + rest + payload
         let sum = checksum(message)
         message[2] = UInt8(sum >> 8)

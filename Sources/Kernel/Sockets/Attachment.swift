@@ -82,7 +82,7 @@ extension SocketLayer {
     private func attachAnew(_ socket: Socket, local: alps_sockaddr?, peer: alps_sockaddr?, isListening: Bool) -> Int32 {
         var status = attach(socket)
         guard status == 0 else { return status }
-        socket.reapplyOptions(ofNetwork: false)
+        socket.reapplyOptions()
         if let local {
             // It had the address already; connections that were made there are no obstacle.
             let options = socket.raw.pointee.options
@@ -98,9 +98,9 @@ extension SocketLayer {
     // MARK: Swap
 
     /// An instance takes another's place: listeners, sockets that are not connected and datagram sockets go to it. What
-    /// cannot move stays where it is and ends there.
+    /// cannot move stays where it is and ends there. Network attachments need no moving: they lie in the sockets, the
+    /// cell below them points to the new instance, and what the old one keeps elsewhere it hands over in `quiesce`.
     package func rehome(from old: PluginInstance, to new: PluginInstance) {
-        rehomeNetwork(from: old)
         for socket in all where socket.entry.instance === old && socket.isAttached && !socket.isClosed {
             guard isMovable(socket), let entry = kernel.protocols.counterpart(of: socket.entry, in: new) else { continue }
             if let status = move(socket, to: entry), status != 0 {
@@ -132,39 +132,5 @@ extension SocketLayer {
         if socket.isListening { socket.formerInstances.append(old) }
         socket.entry = entry
         return attachAnew(socket, local: local, peer: peer, isListening: socket.isListening)
-    }
-
-    /// Sockets whose network was `old` are attached to the one that provides it now. Addresses and the like stay in the
-    /// attachment; what the network keeps elsewhere (groups, header options) is set anew.
-    private func rehomeNetwork(from old: PluginInstance) {
-        for index in 0..<Int(old.descriptor.pointee.provides_count) {
-            guard let provide = old.descriptor.pointee.provides?[index],
-                String(cString: provide.id).hasPrefix("alps.network/1:")
-            else { continue }
-            let ops = provide.ops.assumingMemoryBound(to: alps_network_ops.self)
-            for socket in all where socket.hasNetwork && strcmp(socket.entry.sw.pointee.network, provide.id) == 0 {
-                let netpcb = socket.raw.pointee.netpcb
-                ops.pointee.detach(old.raw, netpcb)
-                let before = netpcb.pointee
-                socket.hasNetwork = false
-                netpcb.pointee.options = nil
-                guard attachNetwork(socket) == 0 else { continue }
-                restore(before, in: netpcb)
-                socket.reapplyOptions(ofNetwork: true)
-            }
-        }
-    }
-
-    private func restore(_ before: alps_netpcb, in netpcb: UnsafeMutablePointer<alps_netpcb>) {
-        netpcb.pointee.flags = before.flags
-        netpcb.pointee.ttl = before.ttl
-        netpcb.pointee.tos = before.tos
-        netpcb.pointee.multicast_ttl = before.multicast_ttl
-        netpcb.pointee.multicast_loop = before.multicast_loop
-        netpcb.pointee.bound_ifindex = before.bound_ifindex
-        netpcb.pointee.multicast_ifindex = before.multicast_ifindex
-        netpcb.pointee.local = before.local
-        netpcb.pointee.remote = before.remote
-        netpcb.pointee.route = alps_route()
     }
 }

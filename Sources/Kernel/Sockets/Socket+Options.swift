@@ -195,14 +195,10 @@ extension Socket {
     // MARK: Transport and network
 
     private func passDown(_ level: Int32, _ name: Int32, _ value: [UInt8]) -> Int32 {
-        var result = transportControl(set: true, level, name, value, capacity: value.count)
-        var isNetworks = false
-        if result.error == ENOPROTOOPT {
-            isNetworks = true
-            result = networkControl(set: true, level, name, value, capacity: value.count)
-        }
-        if result.error == 0 { appliedOptions.note(level, name, value, isNetworks: isNetworks) }
-        return result.error
+        let status = transportControl(set: true, level, name, value, capacity: value.count).error
+        if status == 0 { appliedOptions.note(level, name, value) }
+        guard status == ENOPROTOOPT else { return status }
+        return networkControl(set: true, level, name, value, capacity: value.count).error
     }
 
     private func askDown(_ level: Int32, _ name: Int32, _ capacity: Int) -> (error: Int32, value: [UInt8]) {
@@ -249,38 +245,33 @@ extension Socket {
         }
     }
 
-    /// Sets again what the program has set, after attaching to another transport or network instance.
-    func reapplyOptions(ofNetwork: Bool) {
-        for option in appliedOptions.entries where option.isNetworks == ofNetwork {
-            if ofNetwork {
-                _ = networkControl(set: true, option.level, option.name, option.value, capacity: option.value.count)
-            } else {
-                _ = transportControl(set: true, option.level, option.name, option.value, capacity: option.value.count)
-            }
+    /// Sets again what the program has set, after attaching to another transport instance.
+    func reapplyOptions() {
+        for option in appliedOptions.entries {
+            _ = transportControl(set: true, option.level, option.name, option.value, capacity: option.value.count)
         }
     }
 }
 
-/// Options of transport and network that a program has set, in the order of their last setting, so that another instance
-/// can be brought to the same state without knowing what they mean: repeating all distinct settings in that order ends
-/// where the program ended, for values and for memberships alike.
+/// Options of the transport that a program has set, in the order of their last setting, so that another instance can be
+/// brought to the same state without knowing what they mean: repeating all distinct settings in that order ends where
+/// the program ended, whether they replace a value or add to a set.
 struct AppliedOptions {
     struct Entry {
         let level: Int32
         let name: Int32
         let value: [UInt8]
-        let isNetworks: Bool
     }
 
     private(set) var entries: [Entry] = []
     private static let limit = 64
 
-    mutating func note(_ level: Int32, _ name: Int32, _ value: [UInt8], isNetworks: Bool) {
+    mutating func note(_ level: Int32, _ name: Int32, _ value: [UInt8]) {
         if let index = entries.firstIndex(where: { $0.level == level && $0.name == name && $0.value == value }) {
             entries.remove(at: index)
         } else if entries.count >= Self.limit {
             entries.remove(at: entries.firstIndex { $0.level == level && $0.name == name } ?? 0)
         }
-        entries.append(Entry(level: level, name: name, value: value, isNetworks: isNetworks))
+        entries.append(Entry(level: level, name: name, value: value))
     }
 }

@@ -65,7 +65,7 @@ package final class Socket {
     var connectStage = ConnectStage.unconnected
     /// What bind(2) gave it, for attaching anew.
     var boundAddress: alps_sockaddr?
-    /// Options of other levels that have been set, for attaching anew.
+    /// Options of the transport that have been set, for attaching anew.
     var appliedOptions = AppliedOptions()
     /// Options that only the socket layer knows, by number: stored so that getsockopt tells what setsockopt said.
     var storedOptions: [Int32: [UInt8]] = [:]

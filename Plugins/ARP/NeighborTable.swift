@@ -191,10 +191,9 @@ extension UnsafeMutablePointer where Pointee == Instance {
     private func sendTry(_ entry: NeighborPointer) {
         entry.pointee.tries += 1
         sendRequest(entry.pointee.ifindex, entry.pointee.address, to: nil)
-        // After 1 s, then doubled: a host that is down is not asked more often than it has to be.
-        let shift = UInt64(entry.pointee.tries - 1)
+        // Once a second (RFC 1122, section 2.3.2.1). The back-off comes when nobody has answered: see `downTime`.
         services.arm(
-            timer(entry), delay: ALPS_NSEC_PER_SEC << min(shift, 3), function: TimerFunction.neighbor,
+            timer(entry), delay: ALPS_NSEC_PER_SEC, function: TimerFunction.neighbor,
             argument: UnsafeMutableRawPointer(entry))
     }
 

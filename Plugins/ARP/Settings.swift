@@ -40,7 +40,7 @@ func registerSettings(_ instance: InstancePointer) -> Int32 {
         ALPS_TUNABLE_NSEC, 20 * second, second, 3600 * second)
     set(
         .maximumTries, "net.link.ether.inet.maxtries", "requests sent before a host is taken for down",
-        ALPS_TUNABLE_INT, 3, 1, 20)
+        ALPS_TUNABLE_INT, 5, 1, 20)
     set(.maximumHeld, "net.link.ether.inet.maxhold", "packets that wait for one answer", ALPS_TUNABLE_INT, 64, 1, 4096)
     set(
         .maximumEntries, "net.link.ether.inet.maxentries", "neighbours known at a time",

@@ -132,7 +132,10 @@ extension UnsafeMutablePointer where Pointee == Instance {
 
 func echoAttach(_ context: UnsafeMutableRawPointer, _ so: Socket) -> Int32 {
     let instance = context.assumingMemoryBound(to: Instance.self)
-    guard instance.echoSocketCount < instance.setting(.echoSockets) else { return ALPS_ENOBUFS }
+    // As on Linux: root is sent away to raw sockets, which show errors too.
+    let isRoot = so.pointee.uid == 0
+    guard instance.setting(.echoSockets) > (isRoot ? 1 : 0) else { return ALPS_EACCES }
+    guard instance.echoSocketCount < instance.setting(.maximumEchoSockets) else { return ALPS_ENOBUFS }
     guard let echo = instance.services.allocate(EchoSocket.self) else { return ALPS_ENOBUFS }
     echo.initialize(
         to: EchoSocket(next: instance.pointee.echoSockets, socket: so, identifier: 0, bound: alps_addr()))

@@ -18,6 +18,8 @@ extension UnsafeMutablePointer where Pointee == Instance {
         // RFC 1191, section 4: the next-hop MTU stands in the low half of a field that was unused.
         if event.type == Message.unreachable, event.code == 4 { event.mtu = UInt32(data.load16(6)) }
         Self.judge(&event)
+        // This stack itself has found out that a neighbour is not there. It will not come up a moment later.
+        if packet.pointee.pkt.flags & UInt16(ALPS_PKT_LOOPBACK) != 0, event.code == 1 { event.hard = 1 }
         guard let quoted = quoted(packet) else {
             count(.tooShort)
             return

@@ -4,8 +4,9 @@ import PluginKit
 /// Settings, as indexes of `Instance.settings`.
 enum Setting: Int {
     case errorRate, answerRate, answerBroadcast, timestamp, acceptRedirects, echoSockets
+    case maximumEchoSockets
 
-    static var allCases: Int { 6 }
+    static var allCases: Int { 7 }
 }
 
 /// Event counters, as indexes of `Instance.counters`; BSD's `icmpstat`.
@@ -42,8 +43,12 @@ func registerSettings(_ instance: InstancePointer) -> Int32 {
         .acceptRedirects, "net.inet.icmp.accept_redirect", "believe redirects from the gateway in use",
         ALPS_TUNABLE_BOOL, 1, 1)
     set(
-        .echoSockets, "net.inet.icmp.maxechosockets", "datagram sockets for echo requests at a time", ALPS_TUNABLE_INT,
-        1024, 65536)
+        .echoSockets, "net.inet.icmp.echo_sockets",
+        "who may make datagram sockets for echo requests: 0 nobody, 1 all but root, 2 everybody",
+        ALPS_TUNABLE_INT, 1, 2)
+    set(
+        .maximumEchoSockets, "net.inet.icmp.maxechosockets", "datagram sockets for echo requests at a time",
+        ALPS_TUNABLE_INT, 1024, 65536)
     let cell = services.tunableCell
     return cell.ops(alps_tunable_ops.self).pointee.add(cell.instance, list, UInt32(Setting.allCases))
 }

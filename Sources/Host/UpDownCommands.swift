@@ -74,7 +74,8 @@ struct UpCommand: ParsableCommand {
         let record = BackgroundHost(pid: pid, madeNamespace: made)
         try JSONEncoder().encode(record).write(to: URL(fileURLWithPath: BackgroundHost.path(name)))
         print("stack '\(name)' is up: process \(pid), address \(address), messages in \(log)")
-        print("try: alps run\(name == "alps0" ? "" : " --name \(name)") -- ping-like programs, curl http://\(gateway)/ ...; stop it with: alps down\(name == "alps0" ? "" : " --name \(name)")")
+        let option = name == "alps0" ? "" : " --name \(name)"
+        print("try: alps run\(option) -- curl http://\(gateway)/    stop it with: alps down\(option)")
     }
 
     /// Starts `alps host` in a session of its own and waits until it says that it is ready.

@@ -42,10 +42,10 @@ def test_iperf3_server_tcp(stack, options):
 
 def test_iperf3_udp_both_roles(stack):
     iperf_server_outside(stack)
-    end = iperf(stack.run("iperf3", "-J", "-u", "-b", "50M", "-t", 2, "-c", KERNEL))
+    end = iperf(stack.run("iperf3", "-J", "-u", "-b", "20M", "-t", 2, "-c", KERNEL))
     assert end["sum"]["lost_percent"] < 1
     iperf_server(stack)
-    end = iperf(stack.outside("iperf3", "-J", "-u", "-b", "50M", "-t", 2, "-c", STACK))
+    end = iperf(stack.outside("iperf3", "-J", "-u", "-b", "20M", "-t", 2, "-c", STACK))
     assert end["sum"]["lost_percent"] < 1
 
 

@@ -115,14 +115,14 @@ import Testing
         let start = bench.now
         #expect(socket.send([1], to: endpoint("10.0.0.2", 9)) == 0)
         bench.run(ms: 30_000)
-        #expect(bench.takeARP().map { ($0.time - start) / Self.ms } == [0, 1000, 3000])
+        #expect(bench.takeARP().map { ($0.time - start) / Self.ms } == [0, 1000, 2000, 3000, 4000])
         #expect(bench.counter("arp", "timeouts") == 1)
         // While it is down, nobody waits and nobody asks.
         bench.run(ms: 10_000)
         let second = bench.now
         #expect(socket.send([1], to: endpoint("10.0.0.2", 9)) == 0)
         bench.run(ms: 8_000)
-        #expect(bench.takeARP().map { ($0.time - second) / Self.ms } == [0, 1000, 3000])
+        #expect(bench.takeARP().map { ($0.time - second) / Self.ms } == [0, 1000, 2000, 3000, 4000])
         #expect(socket.send([1], to: endpoint("10.0.0.2", 9)) == 112)
         #expect(bench.takeARP() == [])
         bench.run(ms: 20_000)
@@ -134,7 +134,6 @@ import Testing
     @Test func whoWaitedInVainIsTold() throws {
         let bench = try quietBench()
         let socket = try bench.udpSocket()
-        #expect(socket.set(0, 11, 1) == 0)
         #expect(socket.connect(endpoint("10.0.0.2", 9)) == 0)
         #expect(socket.send([1]) == 0)
         bench.run(ms: 10_000)
@@ -143,7 +142,7 @@ import Testing
     }
 
     @Test func anEntryInUseIsVerifiedByUnicastBeforeItGoes() throws {
-        let bench = try quietBench(["link.ether.inet.max_age": "60s"])
+        let bench = try quietBench(["link.ether.inet.max_age": "60s", "link.ether.inet.maxtries": "3"])
         let socket = try bench.udpSocket()
         #expect(socket.send([1], to: endpoint("10.0.0.2", 9)) == 0)
         bench.settle()

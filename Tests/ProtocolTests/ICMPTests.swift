@@ -245,8 +245,14 @@ import Testing
 
     // MARK: Echo sockets
 
-    @Test func anEchoSocketGetsTheAnswersToItsOwnQuestions() throws {
+    @Test func rootIsSentAwayToRawSockets() throws {
         let bench = try PacketBench()
+        #expect(throws: KernelError.self) { try bench.stack.sockets.create(domain: 2, type: 2, protocol: 1) }
+        bench.finish()
+    }
+
+    @Test func anEchoSocketGetsTheAnswersToItsOwnQuestions() throws {
+        let bench = try PacketBench(["inet.icmp.echo_sockets": "2"])
         let socket = try bench.stack.sockets.create(domain: 2, type: 2, protocol: 1)
         let other = try bench.stack.sockets.create(domain: 2, type: 2, protocol: 1)
         #expect(socket.send(PacketBench.icmp(8, rest: [9, 9, 0, 5], [1, 2, 3]), to: endpoint("10.0.0.2", 0)) == 0)
@@ -271,7 +277,7 @@ import Testing
     }
 
     @Test func anEchoSocketReachesItself() throws {
-        let bench = try PacketBench()
+        let bench = try PacketBench(["inet.icmp.echo_sockets": "2"])
         let socket = try bench.stack.sockets.create(domain: 2, type: 2, protocol: 1)
         #expect(socket.connect(endpoint("127.0.0.1", 0)) == 0)
         #expect(socket.send(PacketBench.icmp(8, rest: [0, 0, 0, 5], [1, 2, 3])) == 0)

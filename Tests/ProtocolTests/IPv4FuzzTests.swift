@@ -91,6 +91,7 @@ import Testing
         stack.log.sink = { _ in }
         for name in ["net.inet.icmp.bmcastecho", "net.inet.ip.accept_sourceroute"] { try stack.tunables.set(name, "1") }
         try stack.tunables.set("net.inet.ip.maxfragbytes", "200000")
+        try stack.tunables.set("net.inet.icmp.echo_sockets", "2")
         var sockets: [Socket] = []
         for protocolNumber in [1, 2, 253] as [Int32] {
             sockets.append(try stack.sockets.create(domain: 2, type: 3, protocol: protocolNumber))

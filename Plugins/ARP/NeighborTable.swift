@@ -147,8 +147,12 @@ extension UnsafeMutablePointer where Pointee == Instance {
         var found = neighbor(ifindex, address)
         if let entry = found, entry.pointee.flags & ALPS_NEIGHBOR_FAILED != 0 {
             guard services.now >= entry.pointee.until else {
-                services.free(list)
+                // Their senders are told as those were who waited in vain; not from here, where they still send.
                 count(.droppedUnresolved)
+                hold(entry, list)
+                services.arm(
+                    timer(entry), delay: 0, function: TimerFunction.neighbor,
+                    argument: UnsafeMutableRawPointer(entry))
                 return ALPS_EHOSTDOWN
             }
             entry.pointee.flags &= ~ALPS_NEIGHBOR_FAILED
@@ -200,8 +204,9 @@ extension UnsafeMutablePointer where Pointee == Instance {
     func neighborTimer(_ entry: NeighborPointer) {
         if entry.pointee.flags & ALPS_NEIGHBOR_STATIC != 0 { return }
         if entry.pointee.flags & ALPS_NEIGHBOR_FAILED != 0 {
-            removeNeighbor(entry)
-            return
+            guard entry.pointee.heldFirst != nil else { return removeNeighbor(entry) }
+            keepFailed(entry)
+            return reportHeld(entry)
         }
         if entry.pointee.flags & ALPS_NEIGHBOR_RESOLVED != 0 { return verify(entry) }
         if Int64(entry.pointee.tries) < setting(.maximumTries) {
@@ -211,12 +216,17 @@ extension UnsafeMutablePointer where Pointee == Instance {
         // Nobody answers.
         count(.timeouts)
         entry.pointee.flags |= ALPS_NEIGHBOR_FAILED
-        let wait = UInt64(truncatingIfNeeded: setting(.downTime))
-        entry.pointee.until = services.now &+ wait
-        services.arm(
-            timer(entry), delay: wait &+ 10 * ALPS_NSEC_PER_SEC, function: TimerFunction.neighbor,
-            argument: UnsafeMutableRawPointer(entry))
+        entry.pointee.until = services.now &+ UInt64(truncatingIfNeeded: setting(.downTime))
+        keepFailed(entry)
         reportHeld(entry)
+    }
+
+    /// The entry is remembered a little longer than it says no.
+    private func keepFailed(_ entry: NeighborPointer) {
+        let left = entry.pointee.until > services.now ? entry.pointee.until - services.now : 0
+        services.arm(
+            timer(entry), delay: left &+ 10 * ALPS_NSEC_PER_SEC, function: TimerFunction.neighbor,
+            argument: UnsafeMutableRawPointer(entry))
     }
 
     /// Aged. One in use is asked by unicast before it goes (RFC 1122, section 2.3.2.1), so that traffic does not stall.

@@ -138,6 +138,11 @@ import Testing
         #expect(socket.send([1]) == 0)
         bench.run(ms: 10_000)
         #expect(socket.takeError() == 113)
+        // So are those who come while it is known to be down.
+        #expect(socket.send([1]) == 112)
+        bench.settle()
+        #expect(socket.takeError() == 113)
+        #expect(bench.stack.mbufs.statistics.mbufs.inUse == 0)
         bench.finish()
     }
 

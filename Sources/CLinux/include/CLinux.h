@@ -124,6 +124,21 @@ static inline int alps_bytes_waiting(int socket) {
     return ioctl(socket, FIONREAD, &count) == 0 ? count : 0;
 }
 
+/// What has been sent and not read yet, in the kernel's unit: memory taken, for a UNIX socket.
+static inline int alps_bytes_unread_by_peer(int socket) {
+    int count = 0;
+    return ioctl(socket, TIOCOUTQ, &count) == 0 ? count : 0;
+}
+
+/// Whether a descriptor is a UNIX socket of this type. Clients may pass whatever they like.
+static inline int alps_is_unix_socket(int fd, int type) {
+    int value = 0;
+    socklen_t length = sizeof value;
+    if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &value, &length) != 0 || value != AF_UNIX) return 0;
+    length = sizeof value;
+    return getsockopt(fd, SOL_SOCKET, SO_TYPE, &value, &length) == 0 && value == type;
+}
+
 /// Sets O_NONBLOCK.
 static inline int alps_ioctl_nonblocking(int fd) {
     int on = 1;

@@ -12,6 +12,8 @@ class Channel: SocketChannel {
     /// SO_COOKIE of the application's end, by which a holder proves possession.
     let cookie: UInt64
     private let watcher = Watcher()
+    private var wantsRoom = false
+    private var retry: HostTimer?
     /// Events that the pair may still have for us; edge-triggered.
     private final class Watcher: ReadyHandler {
         unowned(unsafe) var channel: Channel?
@@ -29,9 +31,8 @@ class Channel: SocketChannel {
         self.descriptor = descriptor
         super.init()
         watcher.channel = self
-        let events = UInt32(EPOLLIN.rawValue) | UInt32(EPOLLOUT.rawValue) | UInt32(alps_EPOLLRDHUP) | UInt32(EPOLLET.rawValue)
         guard let reactor = kernel.reactor else { throw KernelError(ENETDOWN, "clients need a live host") }
-        try reactor.add(descriptor, events: events, handler: watcher)
+        try reactor.add(descriptor, events: Self.events(room: false), handler: watcher)
         kernel.server?.pairOpened()
     }
 
@@ -43,6 +44,33 @@ class Channel: SocketChannel {
     /// Everything the application has written so far is taken over, as far as there is room.
     func drain() {}
 
+    private static func events(room: Bool) -> UInt32 {
+        UInt32(EPOLLIN.rawValue) | UInt32(alps_EPOLLRDHUP) | UInt32(EPOLLET.rawValue)
+            | (room ? UInt32(EPOLLOUT.rawValue) : 0)
+    }
+
+    /// Asks to hear when the application has read something, or no longer. Watched for all the time, every read of the
+    /// application would wake the host. Turned on, an event comes at once if there is room already: none is lost.
+    final func wantRoom(_ wanted: Bool) {
+        guard wanted != wantsRoom, descriptor >= 0 else { return }
+        wantsRoom = wanted
+        kernel.reactor?.modify(descriptor, events: Self.events(room: wanted), handler: watcher)
+    }
+
+    /// The system lacks something (memory, descriptors in flight) whose return no event tells: looks again soon.
+    final func retryLater() {
+        if retry == nil {
+            retry = HostTimer(kernel) { [unowned self] in if isOpen { socket.markDirty() } }
+        }
+        retry?.arm(after: 10_000_000)
+    }
+
+    /// Closes the pair of a connection that has failed. The socket stays, with its error, as long as some session may ask.
+    final func closeFailed() {
+        closePair()
+        if let server = kernel.server { server.failed(socket) } else { socket.close() }
+    }
+
     /// Whether the application's end can still be reached.
     var isOpen: Bool { descriptor >= 0 }
 
@@ -50,6 +78,7 @@ class Channel: SocketChannel {
     final func closePair() {
         guard descriptor >= 0 else { return }
         kernel.reactor?.remove(descriptor, handler: watcher)
+        retry = nil
         close(descriptor)
         descriptor = -1
         kernel.server?.pairClosed()
@@ -58,7 +87,9 @@ class Channel: SocketChannel {
     /// Gives the host's end to another channel of the same socket.
     final func release() -> Int32 {
         let kept = descriptor
-        if kept >= 0 { kernel.reactor?.remove(kept, handler: watcher) }
+        guard kept >= 0 else { return -1 }
+        kernel.reactor?.remove(kept, handler: watcher)
+        retry = nil
         descriptor = -1
         kernel.server?.pairClosed()
         return kept

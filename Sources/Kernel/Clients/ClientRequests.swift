@@ -34,8 +34,13 @@ enum ClientRequests {
         guard mayUse(session, socket) else { return session.reply(frame, error: EBADF) }
         // What was written before the request counts before it.
         (socket.channel as? Channel)?.drain()
+        guard !socket.isClosed else { return onEndedSocket(session, frame, payload) }
         onSocket(session, frame, payload, socket)
     }
+
+    /// Root, or the user that the host runs as. Others in the tree (a server that gave up its privileges) use sockets
+    /// only: what changes the host would give them its rights.
+    private static func isPrivileged(_ session: Session) -> Bool { session.uid == 0 || session.uid == geteuid() }
 
     /// Sockets are used by whoever holds their descriptor: made here, accepted from a listener held here, or proved by
     /// ATTACH. Among processes of one user the handle is proof enough.
@@ -50,6 +55,7 @@ enum ClientRequests {
         guard let request = load(payload, alps_socket_request.self) else { return session.reply(frame, error: EINVAL) }
         let kernel = session.kernel
         let type = request.type & 0xff
+        guard type != Int32(ALPS_SOCK_RAW) || isPrivileged(session) else { return session.reply(frame, error: EPERM) }
         let variant = switch type {
         case Int32(ALPS_SOCK_STREAM): session.tcpVariant
         case Int32(ALPS_SOCK_DGRAM) where request.protocol == 0 || request.protocol == 17: session.udpVariant
@@ -172,14 +178,18 @@ enum ClientRequests {
         let wasListening = socket.isListening
         let status = socket.listen(backlog)
         guard status == 0, !wasListening, let old = socket.channel as? Channel else { return status }
+        let cookie = old.cookie
+        let descriptor = old.release()
+        // A queue of connections, each with a descriptor in flight, wants more room than bytes do.
+        var size = Int32(1 << 20)
+        setsockopt(descriptor, SOL_SOCKET, SO_SNDBUFFORCE, &size, socklen_t(4))
         do {
-            let cookie = old.cookie
-            let descriptor = old.release()
-            // A queue of connections, each with a descriptor in flight, wants more room than bytes do.
-            var size = Int32(1 << 20)
-            setsockopt(descriptor, SOL_SOCKET, SO_SNDBUFFORCE, &size, socklen_t(4))
             socket.channel = try InBandListenerChannel(socket, descriptor: descriptor, cookie: cookie)
-        } catch { return ENOMEM }
+        } catch {
+            close(descriptor)
+            socket.abort()
+            return ENOMEM
+        }
         return 0
     }
 
@@ -227,6 +237,10 @@ enum ClientRequests {
             let data = Data(payload)
             guard let split = data.firstIndex(of: UInt8(ascii: "\n")) else { throw KernelError(EINVAL, "bad query") }
             let envelope = try JSONDecoder().decode(Envelope.self, from: data[..<split])
+            let changes = envelope.command.contains(".") && envelope.command != "route.get"
+            guard isPrivileged(session) || !changes && envelope.command != "sysctl" else {
+                throw KernelError(EPERM, "no permission for '\(envelope.command)': use root")
+            }
             let reply = try session.kernel.queries.answer(envelope.command, Data(data[(split + 1)...]))
             session.reply(frame, Array(reply))
         } catch let error as KernelError {
@@ -251,6 +265,9 @@ enum ClientRequests {
         let socket = frame.socket == 0 ? nil : session.kernel.sockets.find(SocketHandle(rawValue: frame.socket))
         if routed.signature.utf8.contains(UInt8(ascii: "S")), socket == nil || socket?.entry !== entry || !(socket?.isAttached ?? false) {
             return session.reply(frame, error: EBADF)
+        }
+        guard socket.map({ mayUse(session, $0) }) ?? isPrivileged(session) else {
+            return session.reply(frame, error: EPERM)
         }
         guard let arguments = CallArguments.decode(
             routed.signature, Array(body.dropFirst(Int(request.name_length)).prefix(Int(request.arguments_length))))

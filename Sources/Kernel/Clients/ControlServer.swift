@@ -20,6 +20,9 @@ package final class ControlServer {
     package private(set) var pairs = 0
     package private(set) var peakPairs = 0
     private var hasSocketFile = false
+    /// Given up for a moment to turn a client away when descriptors have run out; a listener that is not accepted from
+    /// would keep the loop busy.
+    private var reserve: Int32 = Glibc.open("/dev/null", O_RDONLY | O_CLOEXEC)
 
     private final class Acceptor: ReadyHandler {
         unowned(unsafe) var server: ControlServer?
@@ -99,6 +102,8 @@ package final class ControlServer {
             close(listener)
             listener = -1
         }
+        if reserve >= 0 { close(reserve) }
+        reserve = -1
         if hasSocketFile { unlink(path) }
         hasSocketFile = false
     }
@@ -113,13 +118,30 @@ package final class ControlServer {
         for _ in 0..<64 {
             let descriptor = accept4(
                 listener, nil, nil, Int32(SOCK_CLOEXEC.rawValue) | Int32(SOCK_NONBLOCK.rawValue))
-            guard descriptor >= 0 else { return }
+            guard descriptor >= 0 else {
+                if errno == EMFILE || errno == ENFILE { turnAway() }
+                return
+            }
             open(descriptor)
         }
     }
 
+    /// No descriptor is left: whoever waits finds a closed connection.
+    private func turnAway() {
+        kernel.log.write(UInt32(ALPS_LOG_ERROR), nil) { "no descriptor is left for a client: raise the limit (ulimit -n)" }
+        guard reserve >= 0 else { return }
+        close(reserve)
+        let descriptor = accept4(listener, nil, nil, Int32(SOCK_CLOEXEC.rawValue))
+        if descriptor >= 0 { close(descriptor) }
+        reserve = Glibc.open("/dev/null", O_RDONLY | O_CLOEXEC)
+    }
+
     /// A new session over a connected stream socket.
     func open(_ descriptor: Int32) {
+        guard alps_is_unix_socket(descriptor, Int32(SOCK_STREAM.rawValue)) != 0 else {
+            close(descriptor)
+            return
+        }
         _ = alps_ioctl_nonblocking(descriptor)
         lastSession &+= 1
         do {
@@ -131,11 +153,15 @@ package final class ControlServer {
         }
     }
 
-    func closed(_ session: Session) { sessions[session.number] = nil }
+    func closed(_ session: Session) {
+        sessions[session.number] = nil
+        releaseFailed()
+    }
 
     func openDoorway(_ descriptor: Int32) {
-        _ = alps_ioctl_nonblocking(descriptor)
-        guard let doorway = try? Doorway(server: self, kernel: kernel, descriptor: descriptor) else {
+        let isDoorway = alps_is_unix_socket(descriptor, Int32(SOCK_SEQPACKET.rawValue)) != 0
+        if isDoorway { _ = alps_ioctl_nonblocking(descriptor) }
+        guard isDoorway, let doorway = try? Doorway(server: self, kernel: kernel, descriptor: descriptor) else {
             close(descriptor)
             return
         }
@@ -145,6 +171,40 @@ package final class ControlServer {
     func closed(_ doorway: Doorway) { doorways[ObjectIdentifier(doorway)] = nil }
 
     // MARK: Sockets that have ended
+
+    /// Sockets whose pair the host has closed after an error, oldest first: kept so that programs can ask for the error.
+    private var failedSockets: [SocketHandle] = []
+    private static let maximumFailed = 1024
+
+    /// The pair of `socket` has been closed. No end of file will tell when its last holder is gone, so it is kept until it
+    /// is forgotten or no session is left that may ask about it.
+    func failed(_ socket: Socket) {
+        guard isKnown(socket) else { return socket.close() }
+        if failedSockets.count >= Self.maximumFailed {
+            failedSockets.removeAll { kernel.sockets.find($0) == nil }
+            if failedSockets.count >= Self.maximumFailed {
+                kernel.sockets.find(failedSockets.removeFirst())?.close()
+            }
+        }
+        failedSockets.append(socket.handle)
+    }
+
+    private func isKnown(_ socket: Socket) -> Bool {
+        sessions[socket.owner.session] != nil
+            || sessions.values.contains { session in
+                session.files.contains(socket.handle) || socket.madeBy.map(session.files.contains) == true
+            }
+    }
+
+    private func releaseFailed() {
+        guard !failedSockets.isEmpty else { return }
+        failedSockets.removeAll { handle in
+            guard let socket = kernel.sockets.find(handle) else { return true }
+            if isKnown(socket) { return false }
+            socket.close()
+            return true
+        }
+    }
 
     private var tombstones: [SocketHandle: alps_client_sockaddr] = [:]
     private var tombstoneOrder: [SocketHandle] = []

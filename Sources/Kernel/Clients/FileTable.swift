@@ -8,14 +8,5 @@ final class FileTable {
 
     func contains(_ handle: SocketHandle) -> Bool { handles.contains(handle) }
 
-    /// The session ends: sockets whose pair the host has closed have nobody left to ask about them.
-    func releaseDead(_ kernel: Kernel) {
-        for handle in handles {
-            guard let socket = kernel.sockets.find(handle), let channel = socket.channel as? Channel, !channel.isOpen else {
-                continue
-            }
-            socket.close()
-        }
-        handles.removeAll()
-    }
+    func removeAll() { handles.removeAll() }
 }

@@ -9,12 +9,15 @@ final class InBandDatagramChannel: Channel {
     /// What the messages of no bytes stand for, oldest first.
     private var events: [alps_datagram_event] = []
     private var errorTold = false
+    /// There may be messages that have not been looked at.
+    private var mayHaveUnread = true
     /// Datagrams one socket may send in one turn.
     private static let budget = 128
     private static let largest = 65536 + MemoryLayout<alps_datagram_header>.size
 
     override func ready(_ events: UInt32) {
-        drain()
+        if events & ~UInt32(EPOLLOUT.rawValue) != 0 { mayHaveUnread = true }
+        if mayHaveUnread { drain() }
         if events & UInt32(EPOLLHUP.rawValue) != 0, isOpen {
             socket.close()
             return
@@ -23,7 +26,7 @@ final class InBandDatagramChannel: Channel {
     }
 
     override func update(_ socket: Socket) {
-        drain()
+        if mayHaveUnread { drain() }
         push()
     }
 
@@ -38,10 +41,17 @@ final class InBandDatagramChannel: Channel {
                     return
                 }
                 budget -= 1
-                let got = recv(descriptor, scratch.baseAddress!, scratch.count, Int32(MSG_DONTWAIT))
-                if got < 0 { return }
+                // With MSG_TRUNC the length is the message's own, however much of it there was room for.
+                let got = recv(descriptor, scratch.baseAddress!, scratch.count, Int32(MSG_DONTWAIT) | Int32(MSG_TRUNC))
                 // Zero is an empty datagram, or the end: then there is nothing to send either way.
-                if got == 0, isAtEnd { return }
+                if got < 0 || got == 0 && isAtEnd {
+                    mayHaveUnread = false
+                    return
+                }
+                guard got <= scratch.count else {
+                    fail(EMSGSIZE)
+                    continue
+                }
                 send(UnsafeRawBufferPointer(rebasing: scratch[0..<got]))
             }
         }
@@ -56,10 +66,14 @@ final class InBandDatagramChannel: Channel {
         var payload = message
         var destination: alps_sockaddr?
         let headerSize = MemoryLayout<alps_datagram_header>.size
-        if message.count >= headerSize, message.load(as: UInt32.self) == ALPS_DATAGRAM_MAGIC {
+        // A connected socket's messages are bare: what looks like a header there is the program's own data.
+        if !socket.isConnected, message.count >= headerSize, message.load(as: UInt32.self) == ALPS_DATAGRAM_MAGIC {
             let header = message.load(as: alps_datagram_header.self)
             payload = UnsafeRawBufferPointer(rebasing: message[headerSize...])
-            if header.address.family != 0 { destination = stackAddress(header.address) }
+            if header.address.family != 0 {
+                guard header.address.family == socket.raw.pointee.domain else { return fail(EAFNOSUPPORT) }
+                destination = stackAddress(header.address)
+            }
         }
         let pool = kernel.mbufs
         let packet = payload.count <= 160
@@ -71,12 +85,15 @@ final class InBandDatagramChannel: Channel {
             packet.pointee.pkt.length = UInt32(payload.count)
         }
         let status = socket.sendDatagram(packet, to: destination)
-        // The program's call has long returned: what it would have been told is told by the next one.
-        if status != 0, status != ENOBUFS, socket.pendingError == 0 {
-            socket.raw.pointee.error = status
-            errorTold = false
-            socket.markDirty()
-        }
+        if status != 0, status != ENOBUFS { fail(status) }
+    }
+
+    /// The program's call has long returned: what it would have been told is told by the next one.
+    private func fail(_ error: Int32) {
+        guard socket.pendingError == 0 else { return }
+        socket.raw.pointee.error = error
+        errorTold = false
+        socket.markDirty()
     }
 
     // MARK: To the application
@@ -86,14 +103,15 @@ final class InBandDatagramChannel: Channel {
         if socket.pendingError == 0 { errorTold = false }
         if socket.pendingError != 0, !errorTold, events.count < 64 {
             guard tell(alps_datagram_event(error: socket.pendingError, reserved: 0, address: alps_client_sockaddr())) else {
-                return
+                return wantRoom(true)
             }
             errorTold = true
         }
         while let (packet, info) = socket.firstDatagram {
-            guard hand(packet, info) else { return }
+            guard hand(packet, info) else { return wantRoom(true) }
             if let (_, taken) = socket.nextDatagram() { kernel.mbufs.freePacket(taken) }
         }
+        wantRoom(false)
     }
 
     /// Announces an event by a message of no bytes. False if the pair is full.

@@ -18,22 +18,43 @@ final class InBandListenerChannel: Channel {
 
     override func update(_ socket: Socket) { handOut() }
 
+    /// What one message adds to the bytes that SIOCOUTQ counts; the unit is the kernel's, so it is measured.
+    private static let messageCost: Int32 = {
+        var ends: [Int32] = [-1, -1]
+        guard socketpair(AF_UNIX, Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0, &ends) == 0 else { return 768 }
+        defer { for end in ends { close(end) } }
+        var info = alps_socket_info()
+        guard alps_send_with_fd(ends[0], &info, MemoryLayout<alps_socket_info>.size, ends[1]) > 0 else { return 768 }
+        return max(alps_bytes_unread_by_peer(ends[0]), 1)
+    }()
+
+    /// Connections in the pair that nobody has accepted yet.
+    private var depth: Int { Int(alps_bytes_unread_by_peer(descriptor) / Self.messageCost) }
+
     private func handOut() {
         guard isOpen, !socket.isClosed else { return }
         if socket.cannotReceiveMore {
+            // shutdown(2): whoever waits in accept() is to hear of it, and a dead pair cannot be revived.
             closePair()
+            kernel.server?.remember(socket)
+            socket.close()
             return
         }
-        while true {
+        let limit = max(Int(socket.raw.pointee.backlog), 1)
+        while handingOut != nil || socket.raw.pointee.queue_length > 0 {
+            // The surplus stays in the socket's own queue, whose length its transport knows.
+            guard depth < limit else { return wantRoom(true) }
             if handingOut == nil { handingOut = next() }
             guard let (waiting, descriptor) = handingOut else { return }
             var info = waiting
             let sent = alps_send_with_fd(self.descriptor, &info, MemoryLayout<alps_socket_info>.size, descriptor)
-            if sent < 0, errno == EAGAIN || errno == ETOOMANYREFS || errno == ENOBUFS { return }
+            if sent < 0, errno == EAGAIN { return wantRoom(true) }
+            if sent < 0, errno == ETOOMANYREFS || errno == ENOBUFS || errno == ENOMEM { return retryLater() }
             handingOut = nil
             close(descriptor)
             if sent < 0 { return }
         }
+        wantRoom(false)
     }
 
     /// The oldest connection that is ready, with a pair of its own.

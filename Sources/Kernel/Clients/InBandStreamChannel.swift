@@ -15,6 +15,8 @@ final class InBandStreamChannel: Channel {
     private var applicationWillWriteNoMore = false
     private var applicationIsGone = false
     private var endOfStreamTold = false
+    /// There may be bytes in the pair that have not been looked at: saves a system call in turns that bring none.
+    private var mayHaveUnread = true
     /// Bytes one socket may move in one turn before others get theirs.
     private static let budget = 1 << 20
 
@@ -34,6 +36,7 @@ final class InBandStreamChannel: Channel {
         let hangUp = UInt32(EPOLLHUP.rawValue)
         if events & (UInt32(alps_EPOLLRDHUP) | hangUp) != 0 { applicationWillWriteNoMore = true }
         if events & hangUp != 0 { applicationIsGone = true }
+        if events & ~UInt32(EPOLLOUT.rawValue) != 0 { mayHaveUnread = true }
         pump()
     }
 
@@ -44,7 +47,7 @@ final class InBandStreamChannel: Channel {
     private func pump() {
         guard isOpen else { return }
         if socket.isConnected { failsByClosing = true }
-        if !socket.isConnecting || applicationIsGone { takeWritten() }
+        if mayHaveUnread || applicationWillWriteNoMore, !socket.isConnecting || applicationIsGone { takeWritten() }
         guard isOpen, !socket.isClosed else { return }
         pushReceived()
         guard isOpen else { return }
@@ -58,7 +61,7 @@ final class InBandStreamChannel: Channel {
         if applicationIsGone {
             socket.close()
         } else {
-            closePair()
+            closeFailed()
         }
     }
 
@@ -73,27 +76,38 @@ final class InBandStreamChannel: Channel {
                 guard dropPlug(unread) else { break }
                 continue
             }
-            if unread <= 0 { break }
-            guard !socket.isClosed, !socket.cannotSendMore, !socket.isDisconnected else {
-                discard(unread)
+            if unread <= 0 {
+                mayHaveUnread = false
+                break
+            }
+            let isConnection = socket.isConnected || socket.isConnecting
+            guard !socket.isClosed, !socket.cannotSendMore, !socket.isDisconnected, isConnection || !applicationIsGone
+            else {
+                // Nobody will ever send it.
+                guard discard(unread) else { break }
                 continue
             }
-            guard socket.isConnected || socket.isConnecting else { return }
+            guard isConnection else { return }
             let count = min(unread, socket.sendSpace)
             guard count > 0 else { return }
             guard budget > 0 else {
                 socket.markDirty()
                 return
             }
-            guard take(count) else { return }
-            budget -= count
+            let taken = take(count)
+            guard taken > 0 else {
+                retryLater()
+                return
+            }
+            budget -= taken
         }
         finishWriting()
     }
 
-    /// Reads the carry byte away, then `count` new bytes into the send ring, the last of which stays in the pair.
-    private func take(_ count: Int) -> Bool {
-        guard let (first, second) = socket.sendPieces() else { return false }
+    /// Reads the carry byte away, then `count` new bytes into the send ring, the last of which stays in the pair. Returns
+    /// how many: fewer where the application has passed descriptors along, since a read ends at such a message.
+    private func take(_ count: Int) -> Int {
+        guard let (first, second) = socket.sendPieces() else { return 0 }
         var carry: UInt8 = 0
         // All but the last byte of the new ones.
         let whole = count - 1
@@ -106,31 +120,34 @@ final class InBandStreamChannel: Channel {
                 return readv(descriptor, parts.baseAddress!, 3)
             }
         }
-        guard got == count else { return false }
-        let last = whole < first.count ? first.baseAddress! + whole : second.baseAddress! + (whole - first.count)
-        guard recv(descriptor, last, 1, Int32(MSG_PEEK) | Int32(MSG_DONTWAIT)) == 1 else { return false }
-        socket.sendCommit(count)
-        return true
+        guard got > 0 else { return 0 }
+        let before = got - 1
+        let last = before < first.count ? first.baseAddress! + before : second.baseAddress! + (before - first.count)
+        let hasCarry = recv(descriptor, last, 1, Int32(MSG_PEEK) | Int32(MSG_DONTWAIT)) == 1
+        let taken = hasCarry ? got : before
+        if taken > 0 { socket.sendCommit(taken) }
+        return taken
     }
 
     /// Takes filler away; its last byte becomes the carry byte. False if it has not all arrived yet.
     private func dropPlug(_ unread: Int) -> Bool {
         let count = min(plug, unread)
-        guard count > 0 else { return false }
-        discard(count)
+        guard count > 0, discard(count) else { return false }
         plug -= count
         return true
     }
 
-    private func discard(_ count: Int) {
+    /// Reads `count` bytes away, so that one byte is left as before. False if they could not be had.
+    private func discard(_ count: Int) -> Bool {
         var left = count
         withUnsafeTemporaryAllocation(byteCount: 16384, alignment: 16) { scratch in
             while left > 0 {
                 let got = recv(descriptor, scratch.baseAddress!, min(left, scratch.count), Int32(MSG_DONTWAIT))
-                guard got > 0 else { return }
+                guard got > 0 else { break }
                 left -= got
             }
         }
+        return left == 0
     }
 
     /// Everything written has been taken: what the application has ended ends here too.
@@ -150,7 +167,7 @@ final class InBandStreamChannel: Channel {
                     // Both directions have ended. The kernel does not tell whether the application has closed or only
                     // shut down writing; either way there is nothing left to say to it. Without the carry byte our
                     // closing is a clean end.
-                    discard(1)
+                    _ = discard(1)
                     kernel.server?.remember(socket)
                     closePair()
                 }
@@ -177,12 +194,17 @@ final class InBandStreamChannel: Channel {
             if sent > 0 {
                 socket.receiveConsume(sent)
             } else if errno == EAGAIN {
+                wantRoom(true)
+                return
+            } else if errno == ENOBUFS || errno == ENOMEM {
+                retryLater()
                 return
             } else {
                 // The application reads no more: what comes is acknowledged and dropped, as Linux does.
                 socket.receiveConsume(socket.receiveAvailable)
             }
         }
+        wantRoom(false)
         if socket.atEndOfStream, !endOfStreamTold, socket.pendingError == 0 || !socket.isDisconnected {
             endOfStreamTold = true
             Glibc.shutdown(descriptor, Int32(SHUT_WR))

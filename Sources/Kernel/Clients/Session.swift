@@ -8,7 +8,8 @@ import PluginAPI
 package final class Session: ReadyHandler {
     package let number: UInt32
     package private(set) var pid: Int32 = 0
-    package private(set) var uid: UInt32 = 0
+    /// Nobody, unless the kernel tells.
+    package private(set) var uid = UInt32.max
     package private(set) var program = ""
     package private(set) var isTool = false
     let kernel: Kernel
@@ -17,7 +18,9 @@ package final class Session: ReadyHandler {
     private var greeted = false
     private(set) var tcpVariant: String?
     private(set) var udpVariant: String?
-    let arena: Arena
+    /// Rings of the sockets made here; nil without memory. Tools never need one.
+    private(set) lazy var arena = Arena(
+        name: "alps-\(kernel.name)-\(number)", limitBytes: kernel.configuration.arenaLimit)
     /// Sockets made in this session; also those whose pair is closed, until they are forgotten.
     let files = FileTable()
 
@@ -30,12 +33,18 @@ package final class Session: ReadyHandler {
     }
     private var output: [Output] = []
     private var outputBytes = 0
-    private var waitsForRoom = false
+    private var watched = UInt32(EPOLLIN.rawValue)
+    private var retry: HostTimer?
     /// Requests that run on fibers, by request id.
     private var pending: [UInt64: Fiber] = [:]
 
-    /// Frames one session may have executed in one turn.
+    /// Frames one session may have executed in one turn, and the receive calls it may cause.
     private static let budget = 64
+    /// Bytes taken at a time while no long frame is under way: what the budget leaves stays in the kernel, which will
+    /// report it again.
+    private static let portion = 4096
+    /// Reply bytes that wait, above which no more requests are read.
+    private static let outputToPause = 256 << 10
     private static let maximumPending = 1024
     private static let maximumOutput = 32 << 20
 
@@ -50,10 +59,6 @@ package final class Session: ReadyHandler {
             pid = credentials.pid
             uid = credentials.uid
         }
-        guard let arena = Arena(name: "alps-\(kernel.name)-\(number)", limitBytes: kernel.configuration.arenaLimit) else {
-            throw KernelError(ENOMEM, "no memory for the rings of a session")
-        }
-        self.arena = arena
         super.init()
         try kernel.reactor?.add(descriptor, events: UInt32(EPOLLIN.rawValue), handler: self)
     }
@@ -67,15 +72,19 @@ package final class Session: ReadyHandler {
         withExtendedLifetime(self) {
             if events & UInt32(EPOLLOUT.rawValue) != 0 { flushOutput() }
             guard descriptor >= 0, events & ~UInt32(EPOLLOUT.rawValue) != 0 else { return }
-            receive()
+            // Nobody is there to read the replies that requests are being held back for.
+            let isOver = events & (UInt32(EPOLLHUP.rawValue) | UInt32(EPOLLERR.rawValue)) != 0
+            if isOver, watched & UInt32(EPOLLIN.rawValue) == 0 { end() } else { receive() }
         }
     }
 
     private func receive() {
         var executed = 0
-        while descriptor >= 0, executed < Self.budget {
+        var calls = 0
+        while descriptor >= 0, executed < Self.budget, calls < 2 * Self.budget, watched & UInt32(EPOLLIN.rawValue) != 0 {
+            calls += 1
             var came: Int32 = -1
-            let got = withUnsafeTemporaryAllocation(byteCount: 65536, alignment: 16) { scratch in
+            let got = withUnsafeTemporaryAllocation(byteCount: wanted, alignment: 16) { scratch in
                 let got = alps_receive_with_fd(descriptor, scratch.baseAddress!, scratch.count, &came)
                 if got > 0 { input.append(contentsOf: scratch[0..<got]) }
                 return got
@@ -93,6 +102,13 @@ package final class Session: ReadyHandler {
             for descriptor in passed { close(descriptor) }
             passed.removeAll()
         }
+    }
+
+    /// Bytes to ask for: the rest of the frame that has begun, or a portion.
+    private var wanted: Int {
+        guard input.count >= MemoryLayout<alps_frame>.size else { return Self.portion }
+        let length = input.withUnsafeBytes { $0.loadUnaligned(as: alps_frame.self).length }
+        return max(MemoryLayout<alps_frame>.size + Int(length) - input.count, Self.portion)
     }
 
     /// Executes the whole frames in the buffer; returns how many there were.
@@ -198,9 +214,11 @@ package final class Session: ReadyHandler {
         header.kind = UInt16(ALPS_FRAME_REPLY)
         header.error = error
         header.length = UInt32(payload.count)
-        output.append(Output(bytes: withUnsafeBytes(of: header) { Array($0) } + payload, descriptor: passing))
-        outputBytes += payload.count
-        flushOutput()
+        let bytes = withUnsafeBytes(of: header) { Array($0) } + payload
+        output.append(Output(bytes: bytes, descriptor: passing))
+        outputBytes += bytes.count
+        // While something waits already, the socket is full.
+        if output.count == 1 { flushOutput() } else { watch() }
         if outputBytes > Self.maximumOutput {
             complain("does not read its replies")
             end()
@@ -214,8 +232,13 @@ package final class Session: ReadyHandler {
                 alps_send_with_fd(descriptor, $0.baseAddress! + done, $0.count - done, output[0].descriptor)
             }
             guard sent > 0 else {
-                if sent < 0, errno == EAGAIN || errno == EINTR || errno == ETOOMANYREFS {
-                    watch(forRoom: true)
+                if sent < 0, errno == EAGAIN || errno == EINTR {
+                    watch()
+                } else if sent < 0, errno == ETOOMANYREFS || errno == ENOBUFS || errno == ENOMEM {
+                    // No event tells when the system has them again.
+                    if retry == nil { retry = HostTimer(kernel) { [unowned self] in flushOutput() } }
+                    retry?.arm(after: 10_000_000)
+                    watch()
                 } else {
                     end()
                 }
@@ -228,25 +251,27 @@ package final class Session: ReadyHandler {
             output[0].done += sent
             if output[0].done == output[0].bytes.count { outputBytes -= output.removeFirst().bytes.count }
         }
-        if output.isEmpty {
-            outputBytes = 0
-            watch(forRoom: false)
-        }
+        watch()
     }
 
-    private func watch(forRoom: Bool) {
-        guard forRoom != waitsForRoom, descriptor >= 0 else { return }
-        waitsForRoom = forRoom
-        kernel.reactor?.modify(
-            descriptor, events: UInt32(EPOLLIN.rawValue) | (forRoom ? UInt32(EPOLLOUT.rawValue) : 0), handler: self)
+    /// Watches for room while replies wait, and for requests unless too many do.
+    private func watch() {
+        let wanted =
+            (outputBytes <= Self.outputToPause ? UInt32(EPOLLIN.rawValue) : 0)
+            | (output.isEmpty || retry?.isArmed == true ? 0 : UInt32(EPOLLOUT.rawValue))
+        guard wanted != watched, descriptor >= 0 else { return }
+        watched = wanted
+        kernel.reactor?.modify(descriptor, events: wanted, handler: self)
     }
 
     // MARK: Requests that wait
 
     /// Runs `body` on a fiber, so that it may sleep; a cancel frame, or the end of the session, wakes it with EINTR.
     func runWaiting(_ frame: alps_frame, name: String, _ body: @escaping () -> Void) {
-        guard pending.count < Self.maximumPending else { return reply(frame, error: EAGAIN) }
         let id = frame.request_id
+        // A number used twice would hide the first request from cancelling.
+        guard pending[id] == nil else { return reply(frame, error: EINVAL) }
+        guard pending.count < Self.maximumPending else { return reply(frame, error: EAGAIN) }
         let fiber = kernel.fibers.spawn(name: name, session: number) { [self] in
             body()
             pending[id] = nil
@@ -262,13 +287,14 @@ package final class Session: ReadyHandler {
         kernel.reactor?.remove(descriptor, handler: self)
         close(descriptor)
         descriptor = -1
+        retry = nil
         for item in output where item.descriptor >= 0 { close(item.descriptor) }
         output.removeAll()
         for descriptor in passed { close(descriptor) }
         passed.removeAll()
         input.removeAll()
         for fiber in pending.values { kernel.fibers.cancel(fiber) }
-        files.releaseDead(kernel)
+        files.removeAll()
         server.closed(self)
     }
 

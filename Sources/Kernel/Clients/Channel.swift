@@ -36,6 +36,10 @@ class Channel: SocketChannel {
         kernel.server?.pairOpened()
     }
 
+    // Written out, since the compiler warns about the stub that it makes itself.
+    @available(*, unavailable)
+    override init() { fatalError("a channel needs its socket") }
+
     deinit { closePair() }
 
     /// The pair has events.

@@ -247,6 +247,10 @@ final class Doorway: ReadyHandler {
         try kernel.reactor?.add(descriptor, events: UInt32(EPOLLIN.rawValue), handler: self)
     }
 
+    // Written out, since the compiler warns about the stub that it makes itself.
+    @available(*, unavailable)
+    override init() { fatalError("a doorway needs its descriptor") }
+
     override func ready(_ events: UInt32) {
         for _ in 0..<16 {
             var byte: UInt8 = 0

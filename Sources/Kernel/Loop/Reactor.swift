@@ -3,8 +3,7 @@ import Glibc
 
 /// Something with a descriptor that the reactor watches.
 open class ReadyHandler {
-    // The unused argument keeps the compiler from warning about the initialisers that subclasses inherit.
-    package init(_ unused: Void = ()) {}
+    package init() {}
 
     /// The descriptor is ready: EPOLLIN, EPOLLOUT, EPOLLHUP, ... as epoll_wait gave them.
     open func ready(_ events: UInt32) {}

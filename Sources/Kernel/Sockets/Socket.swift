@@ -2,8 +2,7 @@ package import PluginAPI
 
 /// Who stands above a socket: a client's pair, or a test. Told once a turn that something has changed, and then looks.
 open class SocketChannel {
-    // The unused argument keeps the compiler from warning about the initialisers that subclasses inherit.
-    package init(_ unused: Void = ()) {}
+    package init() {}
 
     /// The socket's state, data, room or queue have changed in this turn.
     package func update(_ socket: Socket) {}

@@ -7,6 +7,8 @@ import PluginAPI
 class Channel: SocketChannel {
     let kernel: Kernel
     unowned let socket: Socket
+    /// The same, for what runs once a packet: the socket owns its channel.
+    final let borrowed: Borrowed<Socket>
     /// The host's end of the pair, -1 once closed.
     private(set) var descriptor: Int32
     /// SO_COOKIE of the application's end, by which a holder proves possession.
@@ -16,21 +18,21 @@ class Channel: SocketChannel {
     private var retry: HostTimer?
     /// Events that the pair may still have for us; edge-triggered.
     private final class Watcher: ReadyHandler {
-        unowned(unsafe) var channel: Channel?
+        /// It goes at the end of the turn in which it stops watching, or later.
+        var channel: Borrowed<Channel>?
         override func ready(_ events: UInt32) {
-            guard let channel else { return }
-            // The channel may let go of itself while it handles the event.
-            withExtendedLifetime(channel) { channel.ready(events) }
+            channel?({ $0.ready(events) })
         }
     }
 
     init(_ socket: Socket, descriptor: Int32, cookie: UInt64) throws {
         self.socket = socket
+        borrowed = Borrowed(socket)
         self.cookie = cookie
         kernel = socket.kernel
         self.descriptor = descriptor
         super.init()
-        watcher.channel = self
+        watcher.channel = Borrowed(self)
         guard let reactor = kernel.reactor else { throw KernelError(ENETDOWN, "clients need a live host") }
         try reactor.add(descriptor, events: Self.events(room: false), handler: watcher)
         kernel.server?.pairOpened()

@@ -37,19 +37,19 @@ final class InBandStreamChannel: Channel {
         if events & (UInt32(alps_EPOLLRDHUP) | hangUp) != 0 { applicationWillWriteNoMore = true }
         if events & hangUp != 0 { applicationIsGone = true }
         if events & ~UInt32(EPOLLOUT.rawValue) != 0 { mayHaveUnread = true }
-        pump()
+        borrowed { pump($0) }
     }
 
-    override func update(_ socket: Socket) { pump() }
+    override func update(_ socket: Socket) { pump(socket) }
 
-    override func drain() { takeWritten() }
+    override func drain() { borrowed { takeWritten($0) } }
 
-    private func pump() {
+    private func pump(_ socket: Socket) {
         guard isOpen else { return }
         if socket.isConnected { failsByClosing = true }
-        if mayHaveUnread || applicationWillWriteNoMore, !socket.isConnecting || applicationIsGone { takeWritten() }
+        if mayHaveUnread || applicationWillWriteNoMore, !socket.isConnecting || applicationIsGone { takeWritten(socket) }
         guard isOpen, !socket.isClosed else { return }
-        pushReceived()
+        pushReceived(socket)
         guard isOpen else { return }
         if socket.isDisconnected, socket.pendingError != 0, failsByClosing, socket.receiveAvailable == 0 || applicationIsGone {
             endPair()
@@ -67,7 +67,7 @@ final class InBandStreamChannel: Channel {
 
     // MARK: From the application
 
-    private func takeWritten() {
+    private func takeWritten(_ socket: Socket) {
         var budget = Self.budget
         while isOpen {
             let unread = Int(alps_bytes_waiting(descriptor)) - 1
@@ -94,7 +94,7 @@ final class InBandStreamChannel: Channel {
                 socket.markDirty()
                 return
             }
-            let taken = take(count)
+            let taken = take(socket, count)
             guard taken > 0 else {
                 retryLater()
                 return
@@ -106,7 +106,7 @@ final class InBandStreamChannel: Channel {
 
     /// Reads the carry byte away, then `count` new bytes into the send ring, the last of which stays in the pair. Returns
     /// how many: fewer where the application has passed descriptors along, since a read ends at such a message.
-    private func take(_ count: Int) -> Int {
+    private func take(_ socket: Socket, _ count: Int) -> Int {
         guard let (first, second) = socket.sendPieces() else { return 0 }
         var carry: UInt8 = 0
         // All but the last byte of the new ones.
@@ -180,7 +180,7 @@ final class InBandStreamChannel: Channel {
 
     // MARK: To the application
 
-    private func pushReceived() {
+    private func pushReceived(_ socket: Socket) {
         while socket.receiveAvailable > 0 {
             let (first, second) = socket.receivePieces()
             let sent = withUnsafeTemporaryAllocation(of: iovec.self, capacity: 2) { parts in

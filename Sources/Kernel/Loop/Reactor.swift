@@ -16,10 +16,14 @@ open class ReadyHandler {
 /// idle host has no periodic wake-up.
 package final class Reactor {
     private let kernel: Kernel
+    private let clock: Borrowed<KernelClock>
     private let epoll: Int32
     private let wakeDescriptor: Int32
     private var signalDescriptor: Int32 = -1
-    private var handlers: [ReadyHandler?] = []
+    /// By slot; each holds one count of its handler.
+    private var handlers: [Unmanaged<ReadyHandler>?] = []
+    /// Removed in this turn, maybe while they were being called: let go of at its end.
+    private var retired: [Unmanaged<ReadyHandler>] = []
     private var generations: [UInt32] = []
     private var freeSlots: [Int] = []
     private var isStopped = false
@@ -30,6 +34,7 @@ package final class Reactor {
 
     package init(kernel: Kernel) throws {
         self.kernel = kernel
+        clock = Borrowed(kernel.clock)
         epoll = epoll_create1(Int32(EPOLL_CLOEXEC))
         wakeDescriptor = eventfd(0, Int32(EFD_CLOEXEC | EFD_NONBLOCK))
         guard epoll >= 0, wakeDescriptor >= 0 else {
@@ -41,6 +46,8 @@ package final class Reactor {
     }
 
     deinit {
+        for handler in handlers { handler?.release() }
+        for handler in retired { handler.release() }
         events.deallocate()
         Glibc.close(epoll)
         Glibc.close(wakeDescriptor)
@@ -54,10 +61,10 @@ package final class Reactor {
         let slot: Int
         if let free = freeSlots.popLast() {
             slot = free
-            handlers[slot] = handler
+            handlers[slot] = .passRetained(handler)
         } else {
             slot = handlers.count
-            handlers.append(handler)
+            handlers.append(.passRetained(handler))
             generations.append(0)
         }
         handler.slot = slot
@@ -86,6 +93,7 @@ package final class Reactor {
     }
 
     private func release(_ slot: Int) {
+        if let handler = handlers[slot] { retired.append(handler) }
         handlers[slot] = nil
         generations[slot] &+= 1
         freeSlots.append(slot)
@@ -136,9 +144,10 @@ package final class Reactor {
 
     private func turn() {
         let count = wait()
-        kernel.clock.update()
+        clock { $0.update() }
         for index in 0..<max(Int(count), 0) { dispatch(events[index]) }
         kernel.endTurn()
+        while let handler = retired.popLast() { handler.release() }
     }
 
     private func wait() -> Int32 {
@@ -146,8 +155,10 @@ package final class Reactor {
         if kernel.hasPendingWork { return epoll_wait(epoll, events, Int32(Self.batch), 0) }
         let deadline = kernel.nextDeadline
         if deadline == .max { return epoll_wait(epoll, events, Int32(Self.batch), -1) }
-        kernel.clock.update()
-        let now = kernel.clock.now
+        let now = clock {
+            $0.update()
+            return $0.now
+        }
         let delay = deadline > now ? deadline - now : 0
         timeout.tv_sec = Int(delay / 1_000_000_000)
         timeout.tv_nsec = Int(delay % 1_000_000_000)
@@ -174,7 +185,7 @@ package final class Reactor {
         }
         let slot = Int(data & 0xffff_ffff)
         guard generations[slot] == UInt32(data >> 32), let handler = handlers[slot] else { return }
-        handler.ready(event.events)
+        handler._withUnsafeGuaranteedRef { $0.ready(event.events) }
     }
 }
 

@@ -2,8 +2,11 @@ import PluginAPI
 
 /// What carries frames for an interface: a tap, a loop, an end of an emulated link.
 open class Device {
-    /// The interface above; set when it is added.
-    package weak var interface: Interface?
+    /// The interface above, which owns the device: set when it is added, nil again when it goes.
+    package unowned(unsafe) var interface: Interface? {
+        didSet { borrowedInterface = interface.map { Borrowed($0) } }
+    }
+    private(set) var borrowedInterface: Borrowed<Interface>?
     /// ALPS_IFCAP_*: what the device does on output.
     package let capabilities: UInt32
 

@@ -3,7 +3,10 @@ package import PluginAPI
 
 /// The link layer: frames to ethertypes on the way in, link headers and what the device cannot do on the way out.
 package final class Ethernet {
-    private var kernel: Kernel!
+    /// The kernel owns them.
+    private var pool: Borrowed<MbufPool>!
+    private var clock: Borrowed<KernelClock>!
+    private var interfaces: Borrowed<InterfaceTable>!
     package static let headerLength = 14
 
     /// Pointers only, so that a packet costs no reference counting.
@@ -27,7 +30,9 @@ package final class Ethernet {
     deinit { takers.deallocate() }
 
     func attach(_ kernel: Kernel) {
-        self.kernel = kernel
+        pool = Borrowed(kernel.mbufs)
+        clock = Borrowed(kernel.clock)
+        interfaces = Borrowed(kernel.interfaces)
         neighborCell = kernel.plugins.providedCell("alps.neighbor/1:\(ALPS_AF_INET)")
     }
 
@@ -49,9 +54,10 @@ package final class Ethernet {
     // MARK: Input
 
     /// A list of frames, `data` at the Ethernet header. [consumes]
-    func input(_ interface: Interface, _ list: Mbuf) {
-        let pool = kernel.mbufs
-        let now = kernel.clock.now
+    func input(_ interface: Interface, _ list: Mbuf) { pool { input(interface, list, $0) } }
+
+    private func input(_ interface: Interface, _ list: Mbuf, _ pool: MbufPool) {
+        let now = clock { $0.now }
         var runType: UInt16 = 0
         var run: Mbuf?
         var tail: Mbuf?
@@ -109,6 +115,7 @@ package final class Ethernet {
 
     /// A list of network packets of one family from lo0. [consumes]
     func inputNetwork(_ interface: Interface, _ list: Mbuf) {
+        let now = clock { $0.now }
         var next: Mbuf? = list
         var run: Mbuf?
         var tail: Mbuf?
@@ -120,7 +127,7 @@ package final class Ethernet {
             interface.bytesIn &+= UInt64(packet.pointee.pkt.length)
             if let capture = interface.capture { capture.record(packet, isOutput: false) }
             packet.pointee.pkt.ifindex = interface.raw.pointee.index
-            packet.pointee.pkt.timestamp = kernel.clock.now
+            packet.pointee.pkt.timestamp = now
             let ethertype = packet.pointee.pkt.ethertype
             if let first = run, runType != ethertype {
                 hand(runType, first, interface)
@@ -154,7 +161,7 @@ package final class Ethernet {
             next = packet.pointee.nextpkt
             packet.pointee.nextpkt = nil
             interface.drops &+= 1
-            kernel.mbufs.freePacket(packet)
+            pool { $0.freePacket(packet) }
         }
     }
 
@@ -164,14 +171,19 @@ package final class Ethernet {
     package func output(
         _ ifindex: UInt32, _ list: Mbuf, _ family: UInt16, _ nextHop: UnsafePointer<alps_addr>
     ) -> Int32 {
-        guard let interface = kernel.interfaces.interface(ifindex), interface.isUp else {
-            kernel.mbufs.free(list)
-            return ENETDOWN
-        }
-        guard family == UInt16(ALPS_AF_INET) else {
-            kernel.mbufs.free(list)
-            return EAFNOSUPPORT
-        }
+        guard let interface = interfaces({ $0.borrow(ifindex) }), interface({ $0.isUp }) else { return drop(list, ENETDOWN) }
+        return interface { output($0, list, family, nextHop) }
+    }
+
+    private func drop(_ list: Mbuf, _ error: Int32) -> Int32 {
+        pool { $0.free(list) }
+        return error
+    }
+
+    private func output(
+        _ interface: Interface, _ list: Mbuf, _ family: UInt16, _ nextHop: UnsafePointer<alps_addr>
+    ) -> Int32 {
+        guard family == UInt16(ALPS_AF_INET) else { return drop(list, EAFNOSUPPORT) }
         let ethertype: UInt16 = 0x0800
         if interface.isLoopback {
             return transmitLoopback(interface, list, ethertype)
@@ -185,13 +197,12 @@ package final class Ethernet {
             hardware = (0x01, 0x00, 0x5e, address.1 & 0x7f, address.2, address.3, 0, 0)
         } else {
             guard let ops = neighborCell.pointee.ops, let instance = neighborCell.pointee.`self` else {
-                kernel.mbufs.free(list)
-                return EHOSTUNREACH
+                return drop(list, EHOSTUNREACH)
             }
             let status = withUnsafeMutablePointer(to: &hardware) { pointer in
                 pointer.withMemoryRebound(to: UInt8.self, capacity: 8) {
                     ops.assumingMemoryBound(to: alps_neighbor_ops.self).pointee.resolve(
-                        instance, ifindex, nextHop, list, $0)
+                        instance, interface.raw.pointee.index, nextHop, list, $0)
                 }
             }
             // Held while a request is out is no error to the sender.
@@ -206,11 +217,10 @@ package final class Ethernet {
     package func outputLink(
         _ ifindex: UInt32, _ packet: Mbuf, _ ethertype: UInt16, _ destination: UnsafePointer<UInt8>
     ) -> Int32 {
-        guard let interface = kernel.interfaces.interface(ifindex), interface.isUp, !interface.isLoopback else {
-            kernel.mbufs.free(packet)
-            return ENETDOWN
+        guard let interface = interfaces({ $0.borrow(ifindex) }), interface({ $0.isUp && !$0.isLoopback }) else {
+            return drop(packet, ENETDOWN)
         }
-        return transmit(interface, packet, ethertype, destination)
+        return interface { transmit($0, packet, ethertype, destination) }
     }
 
     private func isBroadcast(_ interface: Interface, _ address: UnsafePointer<alps_addr>) -> Bool {
@@ -244,7 +254,12 @@ package final class Ethernet {
     private func transmit(
         _ interface: Interface, _ list: Mbuf, _ ethertype: UInt16, _ destination: UnsafePointer<UInt8>
     ) -> Int32 {
-        let pool = kernel.mbufs
+        pool { transmit(interface, list, ethertype, destination, $0) }
+    }
+
+    private func transmit(
+        _ interface: Interface, _ list: Mbuf, _ ethertype: UInt16, _ destination: UnsafePointer<UInt8>, _ pool: MbufPool
+    ) -> Int32 {
         let mtu = interface.raw.pointee.mtu
         var first: Mbuf?
         var last: Mbuf?
@@ -259,7 +274,7 @@ package final class Ethernet {
                 pool.freePacket(packet)
                 continue
             }
-            var ready = withinCapabilities(interface, packet)
+            var ready = withinCapabilities(interface, packet, pool)
             if ready == nil {
                 interface.errorsOut &+= 1
                 failed = ENOBUFS
@@ -292,14 +307,14 @@ package final class Ethernet {
 
     /// What of a packet the device can take: itself, or what has been made of it in software. [consumes]
     @inline(__always)
-    private func withinCapabilities(_ interface: Interface, _ packet: Mbuf) -> Mbuf? {
+    private func withinCapabilities(_ interface: Interface, _ packet: Mbuf, _ pool: MbufPool) -> Mbuf? {
         let capabilities = interface.raw.pointee.capabilities
         let type = packet.pointee.pkt.gso_type & ~UInt8(ALPS_GSO_ECN)
         if type != UInt8(ALPS_GSO_NONE), type != UInt8(ALPS_GSO_TCP4) || capabilities & UInt32(ALPS_IFCAP_TSO4) == 0 {
-            return kernel.mbufs.segment(packet)
+            return pool.segment(packet)
         }
         if packet.pointee.pkt.csum == UInt8(ALPS_CSUM_PARTIAL), capabilities & UInt32(ALPS_IFCAP_TXCSUM) == 0 {
-            return kernel.mbufs.finishChecksum(packet)
+            return pool.finishChecksum(packet)
         }
         return packet
     }
@@ -312,8 +327,8 @@ extension Interface {
     }
 
     /// The same, past any emulated link.
-    func inputFrames(_ list: Mbuf) { kernel.interfaces.ethernet.input(self, list) }
+    func inputFrames(_ list: Mbuf) { ethernet { $0.input(self, list) } }
 
     /// Network packets from lo0. [consumes]
-    func inputNetworkPackets(_ list: Mbuf) { kernel.interfaces.ethernet.inputNetwork(self, list) }
+    func inputNetworkPackets(_ list: Mbuf) { ethernet { $0.inputNetwork(self, list) } }
 }

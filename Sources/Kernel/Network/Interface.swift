@@ -3,6 +3,8 @@ package import PluginAPI
 /// One network interface: what plugins see of it, its device, its addresses and counters.
 package final class Interface {
     package let kernel: Kernel
+    /// The kernel's link layer.
+    let ethernet: Borrowed<Ethernet>
     package let raw: UnsafeMutablePointer<alps_ifnet>
     package let name: String
     package let device: Device
@@ -21,6 +23,7 @@ package final class Interface {
         kernel: Kernel, index: UInt32, name: String, device: Device, type: UInt32, hardware: HardwareAddress?, mtu: Int
     ) {
         self.kernel = kernel
+        ethernet = Borrowed(kernel.interfaces.ethernet)
         self.name = name
         self.device = device
         raw = .allocate(capacity: 1)
@@ -51,6 +54,7 @@ package final class Interface {
     }
 
     deinit {
+        device.interface = nil
         addressStorage?.deallocate()
         raw.deallocate()
     }

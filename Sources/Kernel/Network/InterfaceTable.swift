@@ -6,7 +6,21 @@ package final class InterfaceTable {
     private(set) var kernel: Kernel!
     private var opsTable: UnsafeMutablePointer<alps_ifnet_ops>?
     /// By index; index 0 is never used.
-    private var slots: [Interface?] = [nil]
+    private var slots: [Interface?] = [nil] {
+        didSet {
+            borrowed = slots.map { $0.map { Borrowed($0) } }
+            devices.deallocate()
+            let list = slots.compactMap { $0?.device }
+            deviceCount = list.count
+            devices = .allocate(capacity: list.count)
+            for (index, device) in list.enumerated() { (devices + index).initialize(to: Borrowed(device)) }
+        }
+    }
+    /// By index, as `slots`.
+    private var borrowed: [Borrowed<Interface>?] = []
+    /// The devices of all interfaces, which own them.
+    private var devices = UnsafeMutablePointer<Borrowed<Device>>.allocate(capacity: 0)
+    private var deviceCount = 0
     private struct EthertypeTaker {
         var instance: PluginInstance
         var registration: alps_ethertype
@@ -18,7 +32,10 @@ package final class InterfaceTable {
 
     package init() {}
 
-    deinit { opsTable?.deallocate() }
+    deinit {
+        opsTable?.deallocate()
+        devices.deallocate()
+    }
 
     func attach(_ kernel: Kernel) {
         self.kernel = kernel
@@ -35,6 +52,9 @@ package final class InterfaceTable {
     package func interface(_ index: UInt32) -> Interface? {
         Int(index) < slots.count ? slots[Int(index)] : nil
     }
+
+    /// For the length of a call.
+    func borrow(_ index: UInt32) -> Borrowed<Interface>? { Int(index) < borrowed.count ? borrowed[Int(index)] : nil }
 
     package func find(_ name: String) -> Interface? { all.first { $0.name == name } }
 
@@ -203,7 +223,7 @@ package final class InterfaceTable {
     // MARK: Turns
 
     package var hasQueuedPackets: Bool {
-        for interface in slots { if interface?.device.hasQueuedPackets == true { return true } }
+        for index in 0..<deviceCount where devices[index]({ $0.hasQueuedPackets }) { return true }
         return false
     }
 
@@ -211,7 +231,11 @@ package final class InterfaceTable {
     package var sparePackets: Int { slots.reduce(0) { $0 + ($1?.device.spareBuffers ?? 0) } }
 
     package func drainQueues() {
-        for interface in slots { interface?.device.drainQueue() }
+        var index = 0
+        while index < deviceCount {
+            devices[index]({ $0.drainQueue() })
+            index += 1
+        }
     }
 }
 
@@ -234,12 +258,12 @@ private func makeIfnetOps() -> alps_ifnet_ops {
         },
         output: { context, ifindex, list, family, nextHop in
             Unmanaged<PluginInstance>.fromOpaque(context)._withUnsafeGuaranteedRef {
-                $0.kernel.interfaces.ethernet.output(ifindex, list, family, nextHop)
+                $0.ethernet { $0.output(ifindex, list, family, nextHop) }
             }
         },
         output_link: { context, ifindex, packet, ethertype, destination in
             Unmanaged<PluginInstance>.fromOpaque(context)._withUnsafeGuaranteedRef {
-                $0.kernel.interfaces.ethernet.outputLink(ifindex, packet, ethertype, destination)
+                $0.ethernet { $0.outputLink(ifindex, packet, ethertype, destination) }
             }
         },
         address_flags: { context, ifindex, addr, flags in

@@ -48,7 +48,7 @@ package final class Loopback: Device {
         first = nil
         last = nil
         queued = 0
-        if let interface { interface.inputNetworkPackets(list) } else { kernel.mbufs.free(list) }
+        if let interface = borrowedInterface { interface { $0.inputNetworkPackets(list) } } else { kernel.mbufs.free(list) }
     }
 
     package override func close() {

@@ -6,6 +6,7 @@ import PluginAPI
 /// pass in both directions.
 package final class Tap: Device {
     private let kernel: Kernel
+    private let pool: MbufPool
     package let name: String
     private let descriptor: Int32
     private var handler: Readiness?
@@ -23,14 +24,15 @@ package final class Tap: Device {
     private static let copiedTail = 8192
 
     private final class Readiness: ReadyHandler {
-        unowned let tap: Tap
-        init(_ tap: Tap) { self.tap = tap }
-        package override func ready(_ events: UInt32) { tap.receive() }
+        let tap: Borrowed<Tap>
+        init(_ tap: Tap) { self.tap = Borrowed(tap) }
+        package override func ready(_ events: UInt32) { tap { $0.receive() } }
     }
 
     /// Opens (and so makes) the tap interface `name`.
     package init(name: String, kernel: Kernel) throws {
         self.kernel = kernel
+        pool = kernel.mbufs
         self.name = name
         guard (1...15).contains(name.utf8.count) else {
             throw KernelError(EINVAL, "'\(name)' is not an interface name: 1 to 15 characters")
@@ -96,11 +98,10 @@ package final class Tap: Device {
             if let last { last.pointee.nextpkt = frame } else { first = frame }
             last = frame
         }
-        if let first { interface?.receiveFrames(first) }
+        if let first { borrowedInterface?({ $0.receiveFrames(first) }) }
     }
 
     private func readFrame() -> Mbuf? {
-        let pool = kernel.mbufs
         guard let small = pool.cluster(headroom: Device.headroom, capacity: Self.smallCapacity) else {
             discardFrame()
             return nil
@@ -127,7 +128,6 @@ package final class Tap: Device {
 
     /// Puts what did not fit into the small buffer behind it. A short tail is copied: it would pin a large buffer.
     private func attach(_ tail: Mbuf, _ length: Int, to packet: Mbuf) {
-        let pool = kernel.mbufs
         if length <= Self.copiedTail {
             // Without memory the packet stays cut short, and its receiver finds that.
             if pool.append(packet, tail.pointee.data, length) != 0 { interface?.errorsIn &+= 1 }
@@ -179,7 +179,7 @@ package final class Tap: Device {
             next = packet.pointee.nextpkt
             packet.pointee.nextpkt = nil
             writeFrame(packet)
-            kernel.mbufs.freePacket(packet)
+            pool.freePacket(packet)
         }
     }
 

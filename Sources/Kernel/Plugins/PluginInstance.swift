@@ -7,6 +7,10 @@ package final class PluginInstance {
     }
 
     package let kernel: Kernel
+    /// The kernel's, for its packets.
+    let ethernet: Borrowed<Ethernet>
+    let protocols: Borrowed<ProtocolSwitch>
+    private let registry: Borrowed<PluginRegistry>
     package private(set) var image: PluginImage?
     /// The plugin's own name, e.g. "tcp".
     package let name: String
@@ -40,6 +44,9 @@ package final class PluginInstance {
 
     init(kernel: Kernel, image: PluginImage, variant: String, generation: Int) throws {
         self.kernel = kernel
+        ethernet = Borrowed(kernel.interfaces.ethernet)
+        protocols = Borrowed(kernel.protocols)
+        registry = Borrowed(kernel.plugins)
         self.image = image
         self.variant = variant
         self.generation = generation
@@ -117,7 +124,7 @@ package final class PluginInstance {
     package func markBatch() {
         guard !isBatchMarked, batchEnd != nil else { return }
         isBatchMarked = true
-        kernel.plugins.batch.append(self)
+        registry { $0.markBatch(self) }
     }
 
     func runBatchEnd() {

@@ -23,7 +23,9 @@ package final class PluginRegistry {
     /// In order of loading, draining ones included.
     package private(set) var instances: [PluginInstance] = []
     private var generations = 0
-    var batch: [PluginInstance] = []
+    private var draining = 0
+    /// Who gets `batch_end`; they leave before they are let go of.
+    private var batch: [Borrowed<PluginInstance>] = []
 
     package init() {}
 
@@ -163,6 +165,7 @@ package final class PluginRegistry {
     }
 
     private func removeRegistrations(_ instance: PluginInstance) {
+        batch.removeAll { $0.names(instance) }
         kernel.protocols.removeAll(of: instance)
         kernel.interfaces.removeEthertypes(of: instance)
         kernel.tunables.removeAll(of: instance)
@@ -171,6 +174,7 @@ package final class PluginRegistry {
 
     private func retire(_ instance: PluginInstance, successor: PluginInstance?) {
         instance.state = .draining
+        draining += 1
         kernel.interfaces.removeEthertypes(of: instance)
         kernel.protocols.retire(instance)
         if successor == nil || successor?.variant != instance.variant { withdraw(instance) }
@@ -188,6 +192,8 @@ package final class PluginRegistry {
         for instance in instances { instance.interfaceEvent(event) }
     }
 
+    func markBatch(_ instance: PluginInstance) { batch.append(Borrowed(instance)) }
+
     var hasPendingBatchEnds: Bool { !batch.isEmpty }
 
     func runBatchEnds() {
@@ -195,21 +201,21 @@ package final class PluginRegistry {
         var index = 0
         let count = batch.count
         while index < count {
-            batch[index].runBatchEnd()
+            batch[index]({ $0.runBatchEnd() })
             index += 1
         }
-        batch.removeFirst(count)
+        if count > 0 { batch.removeFirst(count) }
     }
 
     /// Ends draining instances that nothing uses any more.
     package func reap() {
-        guard instances.contains(where: { $0.state == .draining }) else { return }
+        guard draining > 0 else { return }
         for instance in instances where instance.state == .draining {
             guard instance.liveSockets == 0, instance.liveEntries == 0, instance.callsInProgress == 0 else { continue }
-            batch.removeAll { $0 === instance }
-            kernel.protocols.removeAll(of: instance)
+            removeRegistrations(instance)
             kernel.log.write(UInt32(ALPS_LOG_NOTICE), instance.variant) { "version \(instance.version) has ended" }
             instance.destroy()
+            draining -= 1
             instances.removeAll { $0 === instance }
         }
     }
@@ -224,5 +230,6 @@ package final class PluginRegistry {
             instance.destroy()
         }
         instances.removeAll()
+        draining = 0
     }
 }

@@ -32,6 +32,8 @@ package final class ProtocolEntry {
 /// The protocol switch: what sockets can be made of, and who takes which packets.
 package final class ProtocolSwitch {
     private var kernel: Kernel!
+    /// The kernel owns both.
+    private var connections: Borrowed<ConnectionTable>!
     private var opsTable: UnsafeMutablePointer<alps_protosw_ops>?
     /// In order of registration, entries of draining instances included.
     package private(set) var entries: [ProtocolEntry] = []
@@ -55,6 +57,7 @@ package final class ProtocolSwitch {
 
     func attach(_ kernel: Kernel) {
         self.kernel = kernel
+        connections = Borrowed(kernel.connections)
         let table = UnsafeMutablePointer<alps_protosw_ops>.allocate(capacity: 1)
         table.initialize(
             to: alps_protosw_ops(
@@ -151,9 +154,16 @@ package final class ProtocolSwitch {
         if taker.demux == UInt8(ALPS_DEMUX_NONE) {
             taker.owner?._withUnsafeGuaranteedRef { $0.markBatch() }
             sw.pointee.input?(instance, list)
-            return 0
+        } else {
+            connections { demultiplex(family, protocolNumber, list, taker, sw, instance, $0) }
         }
-        let table = kernel.connections
+        return 0
+    }
+
+    private func demultiplex(
+        _ family: UInt16, _ protocolNumber: UInt8, _ list: Mbuf, _ taker: Taker, _ sw: UnsafePointer<alps_protosw>,
+        _ instance: UnsafeMutableRawPointer, _ table: ConnectionTable
+    ) {
         var run: Mbuf? = nil
         var tail: Mbuf? = nil
         var runOwner: UnsafeMutableRawPointer? = nil
@@ -195,7 +205,6 @@ package final class ProtocolSwitch {
             tail = packet
         }
         if let first = run { hand(runOwner, family, protocolNumber, first, sw, instance) }
-        return 0
     }
 
     @inline(__always)
@@ -264,7 +273,7 @@ private func protoswDeliver(
     _ context: UnsafeMutableRawPointer, _ family: UInt16, _ protocolNumber: UInt8, _ list: Mbuf
 ) -> Int32 {
     Unmanaged<PluginInstance>.fromOpaque(context)._withUnsafeGuaranteedRef {
-        $0.kernel.protocols.deliver(family, protocolNumber, list)
+        $0.protocols { $0.deliver(family, protocolNumber, list) }
     }
 }
 

@@ -43,7 +43,13 @@ package final class Socket {
     /// The kernel's, for the data path: through this a call costs no reference counting.
     let pool: Unmanaged<MbufPool>
     package var owner: SocketOwner
-    package var channel: SocketChannel?
+    package var channel: SocketChannel? {
+        didSet {
+            borrowedChannel = channel.map { Borrowed($0) }
+            if let oldValue { kernel.sockets.retire(oldValue) }
+        }
+    }
+    private(set) var borrowedChannel: Borrowed<SocketChannel>?
 
     /// Its transport.
     package internal(set) var entry: ProtocolEntry {
@@ -71,7 +77,7 @@ package final class Socket {
 
     // The list of sockets that changed in this turn.
     var isDirty = false
-    var nextDirty: Unmanaged<Socket>?
+    var nextDirty: Borrowed<Socket>?
     /// Fibers that sleep until something changes.
     var waiters = 0
     /// A writer has found the send buffer full.

@@ -32,8 +32,11 @@ package final class SocketLayer {
     private var generations: [UInt32] = []
     private var freeSlots: [Int] = []
     private var lastID: UInt64 = 0
-    private var firstDirty: Unmanaged<Socket>?
-    private var lastDirty: Unmanaged<Socket>?
+    private var firstDirty: Borrowed<Socket>?
+    private var lastDirty: Borrowed<Socket>?
+    /// Sockets and channels that nobody has any more. Until the end of the turn they may still be in the list of those
+    /// that changed, or in the middle of a call.
+    private var retired: [AnyObject] = []
     private let counters = UnsafeMutablePointer<UInt64>.allocate(capacity: Counter.allCases.count)
     /// Rings of sockets that belong to no client session.
     private var ownArena: Arena?
@@ -179,6 +182,7 @@ package final class SocketLayer {
         let index = socket.handle.index
         guard slots[index] === socket else { return }
         slots[index] = nil
+        retire(socket)
         freeSlots.append(index)
         count -= 1
     }
@@ -189,9 +193,9 @@ package final class SocketLayer {
     package func markDirty(_ socket: Socket) {
         guard !socket.isDirty else { return }
         socket.isDirty = true
-        let entry = Unmanaged.passRetained(socket)
+        let entry = Borrowed(socket)
         if let last = lastDirty {
-            last._withUnsafeGuaranteedRef { $0.nextDirty = entry }
+            last { $0.nextDirty = entry }
         } else {
             firstDirty = entry
         }
@@ -203,23 +207,31 @@ package final class SocketLayer {
     /// Lets the channels of all sockets that changed look at them. What they change in turn waits for the next call.
     package func flush() {
         forEachDirty { socket in
-            if !socket.isFreed { socket.channel?.update(socket) }
+            if !socket.isFreed { socket.borrowedChannel?({ $0.update(socket) }) }
             if socket.waiters > 0 { kernel.fibers.wakeup(UnsafeRawPointer(socket.raw)) }
         }
+        if !retired.isEmpty { retired.removeAll(keepingCapacity: true) }
     }
 
-    private func forgetDirty() { forEachDirty { _ in } }
+    /// Lets go of a socket or a channel at the end of the turn.
+    func retire(_ object: AnyObject) { retired.append(object) }
+
+    private func forgetDirty() {
+        forEachDirty { _ in }
+        retired.removeAll()
+    }
 
     private func forEachDirty(_ body: (Socket) -> Void) {
         var next = firstDirty
         firstDirty = nil
         lastDirty = nil
         while let entry = next {
-            let socket = entry.takeRetainedValue()
-            next = socket.nextDirty
-            socket.nextDirty = nil
-            socket.isDirty = false
-            body(socket)
+            entry { socket in
+                next = socket.nextDirty
+                socket.nextDirty = nil
+                socket.isDirty = false
+                body(socket)
+            }
         }
     }
 

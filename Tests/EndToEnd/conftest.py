@@ -42,7 +42,7 @@ class Stack:
 
     count = 0
 
-    def __init__(self, *options, directory, environment=None):
+    def __init__(self, *options, directory, environment=None, preexec=None):
         Stack.count += 1
         self.name = f"t{os.getpid()}n{Stack.count}"
         self.netns = f"alps-{self.name}"
@@ -50,6 +50,7 @@ class Stack:
         self.socket = str(self.directory / f"{self.name}.sock")
         self.log = self.directory / f"{self.name}.log"
         self.children = []
+        self.preexec = preexec
         self.environment = {**os.environ, **(environment or {})}
         subprocess.run(["ip", "netns", "add", self.netns], check=True)
         subprocess.run(["ip", "-n", self.netns, "link", "set", "lo", "up"], check=True)
@@ -59,7 +60,8 @@ class Stack:
         self.host = subprocess.Popen(
             ["ip", "netns", "exec", self.netns, ALPS, "host", "--name", self.name, "--socket", self.socket,
              "--interface", "tap:tap0", "--address", f"{STACK}/24", "--gateway", KERNEL, *options],
-            stdout=open(self.log, "w"), stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=self.environment)
+            stdout=open(self.log, "w"), stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=self.environment,
+            preexec_fn=self.preexec)
         wait_until(lambda: "ready\n" in self.log.read_text() or self.host.poll() is not None, what="start of the host")
         assert self.host.poll() is None, self.log.read_text()
 

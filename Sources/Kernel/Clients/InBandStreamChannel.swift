@@ -14,6 +14,8 @@ final class InBandStreamChannel: Channel {
     private var failsByClosing: Bool
     private var applicationWillWriteNoMore = false
     private var applicationIsGone = false
+    /// It closed with data unread: then the peer must not believe that they were taken (RFC 9293, section 3.6.1).
+    private var leftUnread = false
     private var endOfStreamTold = false
     /// There may be bytes in the pair that have not been looked at: saves a system call in turns that bring none.
     private var mayHaveUnread = true
@@ -35,9 +37,19 @@ final class InBandStreamChannel: Channel {
     override func ready(_ events: UInt32) {
         let hangUp = UInt32(EPOLLHUP.rawValue)
         if events & (UInt32(alps_EPOLLRDHUP) | hangUp) != 0 { applicationWillWriteNoMore = true }
-        if events & hangUp != 0 { applicationIsGone = true }
+        if events & hangUp != 0, !applicationIsGone {
+            applicationIsGone = true
+            leftUnread = isReset
+        }
         if events & ~UInt32(EPOLLOUT.rawValue) != 0 { mayHaveUnread = true }
         borrowed { pump($0) }
+    }
+
+    /// Whether the kernel reports ECONNRESET on our end.
+    private var isReset: Bool {
+        var error: Int32 = 0
+        var length = socklen_t(4)
+        return getsockopt(descriptor, SOL_SOCKET, SO_ERROR, &error, &length) == 0 && error == ECONNRESET
     }
 
     override func update(_ socket: Socket) { pump(socket) }
@@ -47,6 +59,11 @@ final class InBandStreamChannel: Channel {
     private func pump(_ socket: Socket) {
         guard isOpen else { return }
         if socket.isConnected { failsByClosing = true }
+        if applicationIsGone, leftUnread || socket.receiveAvailable > 0 {
+            // At once, even if something is still to be sent: the peer may be waiting for us to read.
+            socket.abort()
+            return
+        }
         if mayHaveUnread || applicationWillWriteNoMore, !socket.isConnecting || applicationIsGone { takeWritten(socket) }
         guard isOpen, !socket.isClosed else { return }
         pushReceived(socket)
@@ -154,13 +171,7 @@ final class InBandStreamChannel: Channel {
     private func finishWriting() {
         guard isOpen, applicationWillWriteNoMore else { return }
         if applicationIsGone {
-            // The kernel reports ECONNRESET on our end if the application closed with data unread: then the peer must
-            // not believe that they were taken (RFC 9293, 3.6.1: RST).
-            var error: Int32 = 0
-            var length = socklen_t(4)
-            getsockopt(descriptor, SOL_SOCKET, SO_ERROR, &error, &length)
-            let unread = error == ECONNRESET || socket.receiveAvailable > 0 || socket.isConnecting
-            if unread {
+            if socket.isConnecting {
                 socket.abort()
             } else {
                 if endOfStreamTold {

@@ -191,7 +191,7 @@ package final class SocketLayer {
 
     /// The socket's channel is to look at it at the end of this turn.
     package func markDirty(_ socket: Socket) {
-        guard !socket.isDirty else { return }
+        guard !socket.isDirty, !socket.isFreed else { return }
         socket.isDirty = true
         let entry = Borrowed(socket)
         if let last = lastDirty {
@@ -210,7 +210,8 @@ package final class SocketLayer {
             if !socket.isFreed { socket.borrowedChannel?({ $0.update(socket) }) }
             if socket.waiters > 0 { kernel.fibers.wakeup(UnsafeRawPointer(socket.raw)) }
         }
-        if !retired.isEmpty { retired.removeAll(keepingCapacity: true) }
+        // What has been marked and freed by this very call is in the list of the next.
+        if !retired.isEmpty, !hasDirty { retired.removeAll(keepingCapacity: true) }
     }
 
     /// Lets go of a socket or a channel at the end of the turn.

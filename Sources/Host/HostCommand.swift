@@ -23,7 +23,7 @@ struct HostCommand: ParsableCommand {
     @Option(name: .shortAndLong, help: "Name of the stack; clients find it by this.")
     var name = "alps0"
 
-    @Option(help: "Interface to make: tap:NAME.")
+    @Option(help: "tap:NAME makes a tap interface; packet:NAME shares a real one with the system (needs nftables).")
     var interface = "tap:tap0"
 
     @Option(help: "Address of the stack on the interface, as A/LENGTH.")
@@ -66,8 +66,18 @@ struct HostCommand: ParsableCommand {
     private static let protocols = ["arp", "ipv4", "icmp", "udp", "tcp"]
 
     func validate() throws {
-        guard interface.hasPrefix("tap:"), interface.count > 4 else {
-            throw ValidationError("'\(interface)' is not an interface: use tap:NAME, e.g. tap:tap0.")
+        let parts = interface.split(separator: ":", maxSplits: 1)
+        guard parts.count == 2, ["tap", "packet"].contains(parts[0]) else {
+            throw ValidationError(
+                "'\(interface)' is not an interface: use tap:NAME, e.g. tap:tap0, or packet:NAME, e.g. packet:eth0.")
+        }
+        if parts[0] == "packet" {
+            guard address != nil else {
+                throw ValidationError("--interface \(interface) needs --address: an address of its own in that network.")
+            }
+            guard hwaddr == nil, mtu == nil else {
+                throw ValidationError("--hwaddr and --mtu are those of \(parts[1]) and cannot be given.")
+            }
         }
         if let address, NetworkAddress.Prefix(address) == nil {
             throw ValidationError("'\(address)' is not an address with a prefix length: use e.g. 10.11.12.13/24.")
@@ -110,7 +120,8 @@ struct HostCommand: ParsableCommand {
             let parts = setting.split(separator: "=", maxSplits: 1).map(String.init)
             try kernel.tunables.set(parts[0], parts[1])
         }
-        try bringUpInterface(kernel)
+        let silence = try bringUpInterface(kernel)
+        defer { withExtendedLifetime(silence) {} }
 
         reactor.onSignals([SIGTERM, SIGINT]) { [unowned reactor] in reactor.stop() }
         try server.start()
@@ -152,26 +163,48 @@ struct HostCommand: ParsableCommand {
         }
     }
 
-    private func bringUpInterface(_ kernel: Kernel) throws {
-        let interfaceName = String(interface.dropFirst(4))
-        let tap = try Tap(name: interfaceName, kernel: kernel)
-        let device: Device = try link.map { LinkedDevice(tap, spec: try LinkSpec(parsing: $0), kernel: kernel) } ?? tap
-        let hardware = try hwaddr.map(HardwareAddress.init(parsing:)) ?? HardwareAddress.random(kernel.random)
-        let interface = try kernel.interfaces.add(name: interfaceName, device: device, hardware: hardware, mtu: mtu ?? 1500)
+    private func bringUpInterface(_ kernel: Kernel) throws -> KernelSilence? {
+        let name = String(interface.drop { $0 != ":" }.dropFirst())
+        return interface.hasPrefix("tap:") ? try bringUpTap(name, kernel) : try share(name, kernel)
+    }
+
+    private func add(_ device: Device, _ name: String, _ hardware: HardwareAddress, _ mtu: Int, _ kernel: Kernel) throws -> Interface {
+        let device = try link.map { LinkedDevice(device, spec: try LinkSpec(parsing: $0), kernel: kernel) } ?? device
+        let interface = try kernel.interfaces.add(name: name, device: device, hardware: hardware, mtu: mtu)
         if let capture { try interface.startCapture(path: capture) }
+        return interface
+    }
+
+    private func finish(_ interface: Interface, _ hardware: HardwareAddress, _ mtu: Int, _ kernel: Kernel) throws {
         if let address, let prefix = NetworkAddress.Prefix(address) {
-            if !noKernelAddress, let gateway {
-                try KernelSide.configure(interface: interfaceName, address: gateway, prefixLength: prefix.length, mtu: mtu)
-            } else {
-                try KernelSide.bringUp(interface: interfaceName, mtu: mtu)
-            }
             try kernel.interfaces.addAddress(interface, prefix.address, prefixLength: prefix.length)
-        } else {
-            try KernelSide.bringUp(interface: interfaceName, mtu: mtu)
         }
         if let gateway, let address = NetworkAddress(gateway) {
             try kernel.routes.addDefault(gateway: address.address, interface: interface)
         }
-        print("\(interfaceName): ether \(hardware) \(self.address.map { "inet \($0) " } ?? "")mtu \(mtu ?? 1500)")
+        print("\(interface.name): ether \(hardware) \(address.map { "inet \($0) " } ?? "")mtu \(mtu)")
+    }
+
+    private func bringUpTap(_ name: String, _ kernel: Kernel) throws -> KernelSilence? {
+        let hardware = try hwaddr.map(HardwareAddress.init(parsing:)) ?? HardwareAddress.random(kernel.random)
+        let interface = try add(try Tap(name: name, kernel: kernel), name, hardware, mtu ?? 1500, kernel)
+        if let address, let prefix = NetworkAddress.Prefix(address), !noKernelAddress, let gateway {
+            try KernelSide.configure(interface: name, address: gateway, prefixLength: prefix.length, mtu: mtu)
+        } else {
+            try KernelSide.bringUp(interface: name, mtu: mtu)
+        }
+        try finish(interface, hardware, mtu ?? 1500, kernel)
+        return nil
+    }
+
+    /// A real interface, which stays the system's too.
+    private func share(_ name: String, _ kernel: Kernel) throws -> KernelSilence? {
+        let device = try PacketSocket(name: name, kernel: kernel)
+        let own = String((address ?? "").prefix { $0 != "/" })
+        let silence = try KernelSilence(interface: name, address: own)
+        let interface = try add(device, name, device.hardware, device.mtu, kernel)
+        try finish(interface, device.hardware, device.mtu, kernel)
+        print("\(name): shared with the system, which is kept from \(own) by nft table ip \(silence.table)")
+        return silence
     }
 }

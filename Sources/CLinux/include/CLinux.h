@@ -6,6 +6,7 @@
 // types in both. What only _GNU_SOURCE shows is declared at the end.
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/if_ether.h>
 #include <linux/if_packet.h>
 #include <linux/if_tun.h>
 #include <linux/virtio_net.h>

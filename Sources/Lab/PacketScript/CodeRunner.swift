@@ -24,6 +24,7 @@ struct CodeRunner {
         var current = ""
         var open = 0
         var quote: Character?
+        var isAfterSemicolon = false
         func finish() {
             let indentation = current.prefix { $0 == " " || $0 == "\t" }.count
             let text = String(current.trimmed)
@@ -52,8 +53,12 @@ struct CodeRunner {
                 let indentation = current.prefix { $0 == " " || $0 == "\t" }
                 finish()
                 current = String(indentation)
+                isAfterSemicolon = true
+                continue
+            case " " where isAfterSemicolon: continue
             default: current.append(character)
             }
+            isAfterSemicolon = false
         }
         finish()
         return lines

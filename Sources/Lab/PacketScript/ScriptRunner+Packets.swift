@@ -166,19 +166,20 @@ extension ScriptRunner {
         let flow = try outboundFlow(packet)
         let limit = (to ?? now) + Self.packetPatience
         let first = try take(packet, flow, until: limit, due: to)
+        var shown = PacketText.text(first)
         switch packet.body {
         case .tcp(let wanted):
             guard let flow else { return }
-            try expectSegment(wanted, packet, first, flow, limit)
+            shown = try expectSegment(wanted, packet, first, flow, limit)
         case .udp(let length):
-            let text = PacketText.text(first)
+            let text = shown
             if let difference = PacketMatcher.header(first, packet) { throw mismatch(difference, first, text) }
             guard first.payload.count == length else {
                 throw mismatch("live packet field udp_len: expected: \(length) vs actual: \(first.payload.count)", first, text)
             }
             try verifyPayload(first, flow, text)
         case .icmp(let wanted):
-            let text = PacketText.text(first)
+            let text = shown
             if let difference = PacketMatcher.header(first, packet) { throw mismatch(difference, first, text) }
             guard case .icmp(let actual) = first.transport else { return }
             if let difference = PacketMatcher.icmp(actual, wanted, payload: first.payload.count) {
@@ -187,7 +188,7 @@ extension ScriptRunner {
         }
         do {
             try verifyTime(first, from: from, to: to)
-        } catch let fault as ScriptFault { throw mismatch(fault.message, first, PacketText.text(first)) }
+        } catch let fault as ScriptFault { throw mismatch(fault.message, first, shown) }
     }
 
     /// How long a packet that does not come is waited for, to tell when it would have.
@@ -213,9 +214,10 @@ extension ScriptRunner {
         return stack.sent.remove(at: place)
     }
 
+    /// Returns the segment as text in the script's numbers.
     private func expectSegment(
         _ wanted: ScriptSegment, _ packet: ScriptPacket, _ first: LivePacket, _ flow: ScriptFlow, _ limit: Int64
-    ) throws {
+    ) throws -> String {
         var whole = try segment(first, wanted, flow)
         var pieces = [first]
         // One segment of the script may be several of the stack's: what others hand to their device at once.
@@ -239,6 +241,7 @@ extension ScriptRunner {
         if let difference { throw mismatch(difference, first, text) }
         if first.hasBadOptions { throw mismatch("the TCP options cannot be read", first, text) }
         for piece in pieces { try verifyPayload(piece, flow, text) }
+        return text
     }
 
     private func segment(_ live: LivePacket, _ wanted: ScriptSegment, _ flow: ScriptFlow) throws -> ScriptSegment {

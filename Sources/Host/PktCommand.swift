@@ -28,15 +28,21 @@ struct PktCommand: ParsableCommand {
         @Option(help: "Processes that run scripts.") var jobs: Int?
         @Flag(help: "Print the Test Anything Protocol.") var tap = false
         @Option(help: ArgumentHelp("Write a JUnit report.", valueName: "file")) var junit: String?
-        @Option(name: [.customShort("D"), .customLong("define")], help: ArgumentHelp("A name's value.", valueName: "name=value"))
+        @Option(
+            name: [.customShort("D"), .customLong("define")],
+            help: ArgumentHelp("A name's value.", valueName: "name=value"))
         var definitions: [String] = []
-        @Option(help: "Defaults of a family's scripts: alps, linux or bsd.") var profile: String?
+        @Option(help: "Defaults of a family's scripts: auto, alps, linux or bsd.") var profile: String?
         @Option(help: "Directory of the plugins.") var plugins: String?
         @Option(
             name: .customLong("plugin"),
             help: ArgumentHelp("A plugin from elsewhere, e.g. tcp=./libalps-tcp.so.", valueName: "name=path"))
         var pluginFiles: [String] = []
         @Flag(name: .shortAndLong, help: "Show all packets and calls.") var verbose = false
+        @Option(
+            help: ArgumentHelp(
+                "Run in real time over a tap interface that is made for it (needs root).", valueName: "interface"))
+        var live: String?
         @Flag(name: .customLong("json-lines"), help: .hidden) var jsonLines = false
         @Argument(parsing: .allUnrecognized, help: "Scripts, directories, and options of packetdrill.")
         var scripts: [String] = []
@@ -52,7 +58,8 @@ struct PktCommand: ParsableCommand {
                 return
             }
             let workers = min(max(jobs ?? ProcessInfo.processInfo.activeProcessorCount, 1), (paths.count + 15) / 16)
-            if jobs.map({ $0 > 1 }) ?? (workers > 1) {
+            // A tap interface has one user at a time.
+            if live == nil, jobs.map({ $0 > 1 }) ?? (workers > 1) {
                 reports = try ScriptWorkers.run(paths, workers: min(max(jobs ?? workers, 1), paths.count), passedOn)
             } else {
                 reports = paths.map { ScriptReport(PacketScript.run(path: $0, options)) }
@@ -68,7 +75,8 @@ struct PktCommand: ParsableCommand {
             var options = PacketScriptOptions()
             do {
                 for argument in scripts where argument.hasPrefix("--") {
-                    let parts = argument.dropFirst(2).split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
+                    let parts = argument.dropFirst(2).split(
+                        separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
                     try options.set(String(parts[0]), parts.count == 2 ? String(parts[1]) : nil)
                 }
                 for definition in definitions { try options.set("define", definition) }
@@ -87,6 +95,7 @@ struct PktCommand: ParsableCommand {
                 options.plugins[parts[0]] = URL(fileURLWithPath: parts[1]).path
             }
             if verbose { options.isVerbose = true }
+            options.liveInterface = live
             return options
         }
 
@@ -113,7 +122,9 @@ struct PktCommand: ParsableCommand {
             let failed = reports.count { $0.outcome == .failed }
             let refused = reports.count - passed - failed
             let seconds = String(format: "%.2f", elapsed)
-            print("\(reports.count) scripts: \(passed) passed, \(failed) failed, \(refused) could not be run (\(seconds) s)")
+            print(
+                "\(reports.count) scripts: \(passed) passed, \(failed) failed, \(refused) could not be run (\(seconds) s)"
+            )
         }
     }
 }
@@ -249,7 +260,8 @@ enum JUnitReport {
         let failed = reports.count { $0.outcome == .failed }
         let refused = reports.count { $0.outcome == .refused }
         var text = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n"
-        text += "<testsuite name=\"packet scripts\" tests=\"\(reports.count)\" failures=\"\(failed)\" errors=\"\(refused)\""
+        text +=
+            "<testsuite name=\"packet scripts\" tests=\"\(reports.count)\" failures=\"\(failed)\" errors=\"\(refused)\""
         text += " time=\"\(String(format: "%.3f", elapsed))\">\n"
         for report in reports {
             text += "  <testcase name=\"\(escaped(report.path))\" time=\"\(String(format: "%.3f", report.seconds))\""

@@ -89,7 +89,8 @@ import Testing
 
     @Test func missingPacketNamesWhatWasSentInstead() throws {
         let result = try Self.run(Self.handshake + "+0 < . 1:11(10) ack 1 win 10\n+.1 > icmp echo_reply\n")
-        #expect(result.error?.message.contains("none was sent; others were: 192.168.0.1:8080 > 192.0.2.1:49152 .") == true)
+        #expect(
+            result.error?.message.contains("none was sent; others were: 192.168.0.1:8080 > 192.0.2.1:49152 .") == true)
     }
 
     @Test func verboseRunShowsPacketsAndCalls() throws {
@@ -97,8 +98,12 @@ import Testing
         options.isVerbose = true
         let result = try Self.run(Self.handshake, options)
         #expect(result.output.contains("accept syscall: 0.000000"))
-        #expect(result.output.contains { $0.hasPrefix("inbound packet: 0.000000 192.0.2.1:49152 > 192.168.0.1:8080 S 0:0(0)") })
-        #expect(result.output.contains { $0.hasPrefix("outbound packet: 0.000000 192.168.0.1:8080 > 192.0.2.1:49152 S.") })
+        #expect(
+            result.output.contains {
+                $0.hasPrefix("inbound packet: 0.000000 192.0.2.1:49152 > 192.168.0.1:8080 S 0:0(0)")
+            })
+        #expect(
+            result.output.contains { $0.hasPrefix("outbound packet: 0.000000 192.168.0.1:8080 > 192.0.2.1:49152 S.") })
     }
 
     @Test func sameSeedSameRun() throws {

@@ -67,17 +67,22 @@ struct CodeRunner {
     private mutating func block(_ lines: [Line], _ at: inout Int, indentation: Int, isActive: Bool) throws {
         var hasTaken = true
         while at < lines.count, lines[at].indentation >= indentation {
-            guard lines[at].indentation == indentation else { throw ScriptFault.syntax("assertion: unexpected indentation") }
+            guard lines[at].indentation == indentation else {
+                throw ScriptFault.syntax("assertion: unexpected indentation")
+            }
             let line = lines[at]
             let keyword = ["if", "elif", "else"].first {
-                line.text.hasPrefix($0) && !(line.text.dropFirst($0.count).first.map { $0.isLetter || $0.isNumber || $0 == "_" } ?? false)
+                line.text.hasPrefix($0)
+                    && !(line.text.dropFirst($0.count).first.map { $0.isLetter || $0.isNumber || $0 == "_" } ?? false)
             }
             guard let keyword else {
                 if isActive { try statement(line.text) }
                 at += 1
                 continue
             }
-            guard let colon = line.text.lastIndex(of: ":") else { throw ScriptFault.syntax("assertion: '\(keyword)' needs ':'") }
+            guard let colon = line.text.lastIndex(of: ":") else {
+                throw ScriptFault.syntax("assertion: '\(keyword)' needs ':'")
+            }
             let condition = line.text[line.text.index(line.text.startIndex, offsetBy: keyword.count)..<colon]
             let rest = String(line.text[line.text.index(after: colon)...].trimmed)
             if keyword == "if" { hasTaken = false }
@@ -107,7 +112,8 @@ struct CodeRunner {
                 throw ScriptFault.unsupported("assertion: '\(name)' is beyond what is evaluated here")
             default: break
             }
-            if tokens.count > 2, case .symbol(let symbol) = tokens[1], symbol.hasSuffix("="), symbol != "==", symbol != "!=",
+            if tokens.count > 2, case .symbol(let symbol) = tokens[1], symbol.hasSuffix("="), symbol != "==",
+                symbol != "!=",
                 symbol != "<=", symbol != ">="
             {
                 return try assign(name, symbol, Array(tokens.dropFirst(2)))

@@ -103,7 +103,8 @@ struct LivePacket {
         switch transport {
         case .tcp: return InternetSum.of(content, pseudo: pseudoHeader(content.count)) == 0
         case .udp:
-            return big16(bytes, headerLength + 6) == 0 || InternetSum.of(content, pseudo: pseudoHeader(content.count)) == 0
+            return big16(bytes, headerLength + 6) == 0
+                || InternetSum.of(content, pseudo: pseudoHeader(content.count)) == 0
         case .icmp: return InternetSum.of(content) == 0
         case .other: return true
         }

@@ -73,7 +73,8 @@ enum PacketBuilder {
         _ bytes: inout [UInt8], at place: Int, _ protocolNumber: UInt8, _ source: LivePacket.Endpoint,
         _ destination: LivePacket.Endpoint
     ) {
-        let pseudo = big(source.address) + big(destination.address) + [0, protocolNumber]
+        let pseudo =
+            big(source.address) + big(destination.address) + [0, protocolNumber]
             + big(UInt16(truncatingIfNeeded: bytes.count))
         let sum = InternetSum.of(bytes[...], pseudo: pseudo)
         // UDP: a sum of zero means none.

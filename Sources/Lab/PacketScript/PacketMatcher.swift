@@ -78,7 +78,9 @@ enum PacketMatcher {
         let found = actual.options ?? []
         guard found.map(\.kind) == expected.map(\.kind) else { return "bad outbound TCP options" }
         for (have, want) in zip(found, expected) {
-            if case .timestamp(let value, let echo, _) = have, case .timestamp(let wantedValue, let wantedEcho, _) = want {
+            if case .timestamp(let value, let echo, _) = have,
+                case .timestamp(let wantedValue, let wantedEcho, _) = want
+            {
                 if let value, let wantedValue, timestampTick > 0 {
                     let ticks = Int64(Int32(bitPattern: value &- wantedValue))
                     if abs(ticks) * timestampTick > tolerance { return "bad outbound TCP timestamp value" }

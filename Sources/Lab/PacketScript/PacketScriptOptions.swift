@@ -4,15 +4,21 @@ import Kernel
 package struct PacketScriptOptions: Sendable {
     /// What a script's author had in mind: buffers, windows and timers as that family has them.
     package enum Profile: String, CaseIterable, Sendable {
-        case alps, linux, bsd
+        /// By what the script's own commands are about.
+        case auto
+        /// The stack's own defaults.
+        case alps
+        case linux, bsd
     }
 
-    package var profile = Profile.alps
+    package var profile = Profile.auto
     /// Directory of the plugins; nil: beside the program.
     package var pluginDirectory: String?
     /// Plugins from elsewhere, by name ("tcp").
     package var plugins: [String: String] = [:]
     package var seed: UInt64 = 1
+    /// A tap interface to make: the script runs over it in real time. Nil: virtual time.
+    package var liveInterface: String?
     package var definitions: [String: String] = [:]
     package var isVerbose = false
     /// Parse and do nothing.
@@ -51,7 +57,7 @@ package struct PacketScriptOptions: Sendable {
     /// Accepted for the scripts' sake; nothing depends on them here.
     private static let ignored: Set<String> = [
         "speed", "mss", "is_anyip", "send_omit_free", "debug", "code_format", "code_sockopt", "tcp_ts_ecr_scaled",
-        "netmask_ip6",
+        "netmask_ip6", "tun_dev", "persistent_tun_dev",
     ]
 
     /// Takes `--name=value`.
@@ -89,7 +95,9 @@ package struct PacketScriptOptions: Sendable {
         }
         switch name {
         case "ip_version":
-            guard value == "ipv4" else { throw ScriptFault.unsupported("--ip_version=\(value): the stack speaks IPv4 only") }
+            guard value == "ipv4" else {
+                throw ScriptFault.unsupported("--ip_version=\(value): the stack speaks IPv4 only")
+            }
         case "local_ip": localAddress = try address()
         case "remote_ip": remoteAddress = try address()
         case "gateway_ip": gateway = try address()
@@ -125,7 +133,7 @@ package struct PacketScriptOptions: Sendable {
             definitions[String(value[..<equals])] = String(value[value.index(after: equals)...])
         case "profile":
             guard let profile = Profile(rawValue: value) else {
-                throw ScriptFault.syntax("--profile=\(value): expected alps, linux or bsd")
+                throw ScriptFault.syntax("--profile=\(value): expected auto, alps, linux or bsd")
             }
             self.profile = profile
         case "seed": seed = UInt64(try number(0...Int64.max))

@@ -49,6 +49,17 @@ extension PacketScript {
         }
     }
 
+    /// The family of stacks whose sysctls it sets.
+    var family: PacketScriptOptions.Profile {
+        var commands = [initialCommand?.text, finalCommand?.text].compactMap { $0 }
+        for event in events { if case .command(let text) = event.action { commands.append(text) } }
+        func mentions(_ words: [String]) -> Bool {
+            commands.contains { text in words.contains { text.range(of: $0) != nil } }
+        }
+        if mentions(["net.ipv4.", "/proc/sys/net", "defaults.sh"]) { return .linux }
+        return mentions(["net.inet.tcp.hostcache", "kern.ipc.", "kldload", "sockstat"]) ? .bsd : .alps
+    }
+
     /// The options it names itself on top of those given.
     func configured(_ base: PacketScriptOptions) throws -> PacketScriptOptions {
         var result = base

@@ -1,4 +1,3 @@
-import CLinux
 import Glibc
 import Kernel
 import PluginAPI
@@ -159,7 +158,8 @@ final class ScriptEpoll {
         let ready = descriptor.readiness
         snapshot.canWrite = ready & ScriptDescriptor.pollOut != 0
         guard let socket = descriptor.socket else { return snapshot }
-        snapshot.readable = socket.isStream
+        snapshot.readable =
+            socket.isStream
             ? (socket.isListening ? UInt64(socket.raw.pointee.queue_length) : socket.raw.pointee.rcv.tail)
             : UInt64(socket.datagramCount)
         snapshot.state = socket.state

@@ -28,7 +28,16 @@ final class ScriptFlow {
 
     init(protocolNumber: UInt8) { self.protocolNumber = protocolNumber }
 
-    var isUnused: Bool { remote.port == 0 }
+    /// A connection begins: it has numbers of its own.
+    func forgetNumbers() {
+        scriptLocalISN = 0
+        liveLocalISN = 0
+        remoteISN = 0
+        knowsRemoteISN = false
+        knowsLocalISN = false
+        timestamps = [:]
+        firstTimestamp = nil
+    }
 
     // MARK: To the wire
 

@@ -21,7 +21,8 @@ extension ScriptRunner {
         let current = calls.flow
         if let current, current.protocolNumber == 6 {
             // A port of its own makes a connection of its own.
-            let isNew = packet.sourcePort != nil && isOpening && current.state != .connecting && current.state != .synSent
+            let isNew =
+                packet.sourcePort != nil && isOpening && current.state != .connecting && current.state != .synSent
             if current.state != .listening, !isNew {
                 complete(current)
                 return current
@@ -46,7 +47,8 @@ extension ScriptRunner {
             complete(flow)
             return flow
         }
-        let flow = calls.flows.last { $0.protocolNumber == protocolNumber } ?? ScriptFlow(protocolNumber: protocolNumber)
+        let flow =
+            calls.flows.last { $0.protocolNumber == protocolNumber } ?? ScriptFlow(protocolNumber: protocolNumber)
         if !calls.flows.contains(where: { $0 === flow }) { calls.flows.append(flow) }
         complete(flow)
         return flow
@@ -56,7 +58,8 @@ extension ScriptRunner {
     private func complete(_ flow: ScriptFlow) {
         if flow.remote.port == 0 {
             flow.remote = LivePacket.Endpoint(
-                address: options.remoteAddress, port: flow.protocolNumber == 17 ? options.connectPort : takeRemotePort())
+                address: options.remoteAddress, port: flow.protocolNumber == 17 ? options.connectPort : takeRemotePort()
+            )
         }
         if flow.local.address == 0 { flow.local.address = options.localAddress }
         if flow.local.port == 0 { flow.local.port = options.bindPort }
@@ -175,7 +178,8 @@ extension ScriptRunner {
             let text = shown
             if let difference = PacketMatcher.header(first, packet) { throw mismatch(difference, first, text) }
             guard first.payload.count == length else {
-                throw mismatch("live packet field udp_len: expected: \(length) vs actual: \(first.payload.count)", first, text)
+                throw mismatch(
+                    "live packet field udp_len: expected: \(length) vs actual: \(first.payload.count)", first, text)
             }
             try verifyPayload(first, flow, text)
         case .icmp(let wanted):
@@ -201,7 +205,8 @@ extension ScriptRunner {
     private func scriptTime(_ packet: LivePacket) -> Int64 { now - Int64(stack.now - packet.time) }
 
     /// The next packet of a flow, taken out of the queue.
-    private func take(_ packet: ScriptPacket, _ flow: ScriptFlow?, until limit: Int64, due: Int64?) throws -> LivePacket {
+    private func take(_ packet: ScriptPacket, _ flow: ScriptFlow?, until limit: Int64, due: Int64?) throws -> LivePacket
+    {
         func find() -> Int? { stack.sent.firstIndex { belongs($0, packet, flow) } }
         try wait(until: limit) { find() != nil }
         guard let place = find() else {
@@ -267,8 +272,10 @@ extension ScriptRunner {
         let actual = scriptTime(live)
         let slack = tolerance(at: from, since: lastEventTime)
         guard actual < from - slack || actual > to + slack else { return }
-        let when = from == to
-            ? "at \(PacketText.seconds(from)) sec" : "in time range \(PacketText.seconds(from))~\(PacketText.seconds(to)) sec"
+        let when =
+            from == to
+            ? "at \(PacketText.seconds(from)) sec"
+            : "in time range \(PacketText.seconds(from))~\(PacketText.seconds(to)) sec"
         throw ScriptFault.mismatch(
             "timing error: expected outbound packet \(when) but happened at \(PacketText.seconds(actual)) sec; "
                 + "tolerance \(PacketText.seconds(slack)) sec")

@@ -18,6 +18,8 @@ final class ScriptRunner {
     private var pending: PendingCall?
     /// An error found while time went by.
     private var fault: PacketScriptError?
+    /// Of the event that runs.
+    private var line = 0
     /// Next remote port of a connection that the script opens.
     private var nextRemotePort: UInt16 = 49152
 
@@ -75,17 +77,33 @@ final class ScriptRunner {
     /// Lets time pass until `time`, or until `condition` holds: then true.
     @discardableResult
     func wait(until time: Int64, _ condition: () -> Bool = { false }) throws -> Bool {
-        let held = stack.run(until: start &+ UInt64(max(0, time))) {
-            calls.observe()
-            progress()
-            return fault != nil || condition()
+        let end = start &+ UInt64(max(0, time))
+        var turns = 0
+        var instant = stack.now
+        while true {
+            // A time-out of the call that blocks is no timer of the stack's.
+            let stop = min(end, pending?.call.deadline ?? .max)
+            let held = stack.run(until: max(stop, stack.now)) {
+                turns = stack.now == instant ? turns + 1 : 0
+                instant = stack.now
+                calls.observe()
+                progress()
+                return fault != nil || turns > Self.mostTurns || condition()
+            }
+            if let fault {
+                self.fault = nil
+                throw fault
+            }
+            guard turns <= Self.mostTurns else {
+                throw PacketScriptError(
+                    script.path, line, .mismatch, "the stack does not come to rest at \(PacketText.seconds(now)) sec")
+            }
+            if held || stack.now >= end { return held }
         }
-        if let fault {
-            self.fault = nil
-            throw fault
-        }
-        return held
     }
+
+    /// Turns at one instant: more are a storm of events.
+    private static let mostTurns = 100_000
 
     /// Everything that is to happen at this instant happens.
     func settle() throws { try wait(until: now) }
@@ -109,7 +127,7 @@ final class ScriptRunner {
     // MARK: Events
 
     private func play() throws {
-        try SysctlMap.apply(options.profile, to: stack.kernel.tunables)
+        try SysctlMap.apply(options.profile == .auto ? script.family : options.profile, to: stack.kernel.tunables)
         calls = SystemCalls(stack, options)
         start = stack.now
         for path in options.initialScripts { try command(path, line: 0) }
@@ -118,7 +136,8 @@ final class ScriptRunner {
         if options.isVerbose {
             stack.onSent = { [unowned self] packet in
                 self.result.output.append(
-                    "outbound packet: \(PacketText.seconds(self.now)) \(PacketText.endpoints(packet)) \(PacketText.text(packet))")
+                    "outbound packet: \(PacketText.seconds(self.now)) \(PacketText.endpoints(packet)) \(PacketText.text(packet))"
+                )
             }
         }
         start = stack.now
@@ -131,6 +150,7 @@ final class ScriptRunner {
     }
 
     private func run(_ event: PacketScript.Event) throws {
+        line = event.line
         var isInbound = false
         if case .packet(let packet) = event.action { isInbound = packet.direction == .inbound }
         // Inbound packets in a row count from each other's due times, everything else from now.
@@ -253,8 +273,11 @@ final class ScriptRunner {
         } catch let fault as ScriptFault { throw error(event.line, fault) }
     }
 
-    private func runtimeError(_ spec: ScriptCall, _ event: PacketScript.Event, _ fault: ScriptFault) -> PacketScriptError {
-        error(event.line, ScriptFault(kind: fault.kind, message: "runtime error in \(spec.name) call: \(fault.message)"))
+    private func runtimeError(_ spec: ScriptCall, _ event: PacketScript.Event, _ fault: ScriptFault)
+        -> PacketScriptError
+    {
+        error(
+            event.line, ScriptFault(kind: fault.kind, message: "runtime error in \(spec.name) call: \(fault.message)"))
     }
 
     /// Compares a result with the script's.
@@ -291,7 +314,9 @@ final class ScriptRunner {
             throw ScriptFault.mismatch("Expected result \(expected) but got \(actual)\(reason)")
         }
         if let name = spec.error, actual < 0 {
-            guard let wanted = SystemSymbols.errors[name] else { throw ScriptFault.unsupported("unknown symbol '\(name)'") }
+            guard let wanted = SystemSymbols.errors[name] else {
+                throw ScriptFault.unsupported("unknown symbol '\(name)'")
+            }
             guard wanted == errno else {
                 throw ScriptFault.mismatch(
                     "Expected errno \(wanted) (\(name)) but got \(errno) (\(SystemSymbols.errorName(errno)))")

@@ -199,7 +199,8 @@ struct ShellCommands {
 
     /// `sockstat ... | grep -c STATE | grep N`: how many TCP sockets are in a state.
     private func countSockets(_ words: [String], _ line: String) throws {
-        guard let count = words.firstIndex(of: "-c"), count + 1 < words.count, let wanted = words.last.flatMap({ Int($0) })
+        guard let count = words.firstIndex(of: "-c"), count + 1 < words.count,
+            let wanted = words.last.flatMap({ Int($0) })
         else { throw ScriptFault.unsupported("command `\(line)` is not understood here, and no shell is run") }
         let name = words[count + 1].uppercased().filter { $0.isLetter || $0.isNumber }
         guard let state = Self.states.firstIndex(of: name) else {

@@ -35,7 +35,7 @@ enum SysctlMap {
         rule("net.ipv4.tcp_timestamps", "net.inet.tcp.timestamps", fixed: ["1", "2"]),
         rule("net.ipv4.tcp_window_scaling", "net.inet.tcp.window_scaling", fixed: ["1"]),
         rule("net.ipv4.tcp_dsack net.inet.tcp.sack.dsack", "net.inet.tcp.sack.dsack", fixed: ["1"]),
-        rule("net.ipv4.tcp_ecn net.inet.tcp.ecn.enable", "net.inet.tcp.ecn.enable", fixed: ["0"]),
+        rule("net.ipv4.tcp_ecn net.inet.tcp.ecn.enable", "net.inet.tcp.ecn.enable", fixed: ["0", "2"]),
         rule("net.ipv4.tcp_syncookies net.inet.tcp.syncookies", "net.inet.tcp.syncookies"),
         rule("net.ipv4.tcp_rmem", "kern.ipc.recvspace", .bufferDefault),
         rule("net.ipv4.tcp_wmem", "kern.ipc.sendspace", .bufferDefault),
@@ -86,7 +86,9 @@ enum SysctlMap {
     /// Without a meaning here, or about what no packet shows. A pattern that ends in "*" stands for all that begin so.
     static let ignored: [String] = [
         "net.inet.tcp.hostcache.*", "net.inet.tcp.rexmit_slop", "net.inet.tcp.rexmit_drop_options",
-        "net.inet.tcp.functions_default", "net.inet.tcp.log.*", "net.inet.tcp.bb.*", "net.inet.tcp.abc_l_var",
+        "net.inet.tcp.functions_*", "net.inet.tcp.rack.*", "net.inet.tcp.cc.*", "net.inet.tcp.syncache.*",
+        "net.inet.tcp.prr*", "net.inet.tcp.newcwd", "net.inet.tcp.lro*", "net.inet.tcp.persm*", "net.inet.tcp.pcap*",
+        "net.inet.tcp.log.*", "net.inet.tcp.bb.*", "net.inet.tcp.abc_l_var",
         "net.inet.tcp.nolocaltimewait", "net.inet.tcp.log_debug", "net.inet.tcp.syncookies_only",
         "net.inet.tcp.udp_tunneling_port", "net.inet.tcp.recvbuf_*", "net.inet.tcp.sendbuf_*", "net.inet.tcp.do_*",
         "net.inet.tcp.v6*", "net.inet6.*", "net.inet.tcp.rfc6675_pipe", "net.inet.tcp.rfc3042", "net.inet.tcp.rfc3390",
@@ -130,7 +132,8 @@ enum SysctlMap {
         let known = rule.tunables.filter { tunables.get($0) != nil }
         guard !known.isEmpty else {
             guard rule.fixed.contains(value) else {
-                let can = rule.fixed.isEmpty ? "is not to be had here" : "can only be \(rule.fixed.joined(separator: " or "))"
+                let can =
+                    rule.fixed.isEmpty ? "is not to be had here" : "can only be \(rule.fixed.joined(separator: " or "))"
                 throw ScriptFault.unsupported("sysctl \(name)=\(value): it \(can)")
             }
             return
@@ -171,7 +174,7 @@ enum SysctlMap {
     static func apply(_ profile: PacketScriptOptions.Profile, to tunables: TunableRegistry) throws {
         let settings: [(String, String)]
         switch profile {
-        case .alps: settings = []
+        case .alps, .auto: settings = []
         case .linux:
             settings = [
                 ("kern.ipc.recvspace", "540000"), ("kern.ipc.sendspace", "262144"),

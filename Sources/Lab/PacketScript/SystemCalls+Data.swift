@@ -66,10 +66,12 @@ extension SystemCalls {
                 throw ScriptFault.mismatch("read other bytes than \"\(wanted)\"")
             }
             if let flags = transfer.messageFlags, flags != Int64(outFlags) {
-                throw ScriptFault.mismatch("Expected msg_flags 0x\(String(flags, radix: 16)) but got 0x\(String(outFlags, radix: 16))")
+                throw ScriptFault.mismatch(
+                    "Expected msg_flags 0x\(String(flags, radix: 16)) but got 0x\(String(outFlags, radix: 16))")
             }
             guard transfer.control.isEmpty else {
-                throw ScriptFault.unsupported("control messages are not received here: expected \(transfer.control.count)")
+                throw ScriptFault.unsupported(
+                    "control messages are not received here: expected \(transfer.control.count)")
             }
         }
         return call
@@ -92,7 +94,9 @@ extension SystemCalls {
         switch descriptor.kind {
         case .socket(let socket, _):
             let waits = !descriptor.isNonBlocking && transfer.flags & Message.dontWait == 0
-            if transfer.flags & Message.errorQueue != 0 { return .error(11) }
+            guard transfer.flags & Message.errorQueue == 0 else {
+                throw ScriptFault.unsupported("there is no error queue here (MSG_ERRQUEUE)")
+            }
             return socket.isStream
                 ? readStream(socket, transfer, waits, &got) : readDatagram(socket, transfer, waits, &got, &outFlags)
         case .pipe(let pipe, true):
@@ -324,7 +328,9 @@ extension SystemCalls {
     func openFile(_ arguments: CallArguments, _ result: ScriptExpression) throws -> SystemCall {
         try arguments.expect(2...3)
         guard case .string(let path) = arguments[0] else { throw ScriptFault.syntax("open needs a path in quotes") }
-        guard try arguments.integer(1) & 0o1103 == 0 else { throw ScriptFault.unsupported("files are opened for reading only") }
+        guard try arguments.integer(1) & 0o1103 == 0 else {
+            throw ScriptFault.unsupported("files are opened for reading only")
+        }
         var file: ScriptFile?
         var call = SystemCall { [self] in
             var error: Int32 = 0

@@ -64,7 +64,9 @@ extension SystemCalls {
         case .ellipsis: return
         case .string(let text):
             let found = String(decoding: value.prefix { $0 != 0 }, as: UTF8.self)
-            guard found == text else { throw ScriptFault.mismatch("Expected option value \"\(text)\" but got \"\(found)\"") }
+            guard found == text else {
+                throw ScriptFault.mismatch("Expected option value \"\(text)\" but got \"\(found)\"")
+            }
         case .list(let items) where items.count == 1:
             if case .integer = items[0] { return try compareNumber(value, items[0]) }
             if case .structure = items[0] { return try compare(value, items[0]) }
@@ -145,7 +147,8 @@ extension SystemCalls {
             case 0x5421: descriptor.isNonBlocking = try CallArguments.bracketed(argument) ?? 0 != 0
             case 0x541b:
                 if socket.isListening { return .error(22) }
-                found = socket.isStream
+                found =
+                    socket.isStream
                     ? Int64(socket.receiveAvailable) : Int64(socket.firstDatagram?.packet.pointee.pkt.length ?? 0)
             case 0x5411: found = Int64(socket.sendQueued)
             case 0x894b:
@@ -161,7 +164,9 @@ extension SystemCalls {
             guard case .value = outcome, let found, argument != .ellipsis,
                 let wanted = try CallArguments.bracketed(argument)
             else { return }
-            guard wanted == found else { throw ScriptFault.mismatch("Expected ioctl to give \(wanted) but got \(found)") }
+            guard wanted == found else {
+                throw ScriptFault.mismatch("Expected ioctl to give \(wanted) but got \(found)")
+            }
         }
         return call
     }
@@ -170,7 +175,9 @@ extension SystemCalls {
 
     func poll(_ arguments: CallArguments) throws -> SystemCall {
         try arguments.expect(3...3)
-        guard case .list(let items) = arguments[0] else { throw ScriptFault.syntax("poll needs [{fd=..., events=...}]") }
+        guard case .list(let items) = arguments[0] else {
+            throw ScriptFault.syntax("poll needs [{fd=..., events=...}]")
+        }
         let timeout = try arguments.integer(2)
         var watched: [(descriptor: ScriptDescriptor, events: Int32, wanted: Int32)] = []
         for item in items {
@@ -179,7 +186,10 @@ extension SystemCalls {
             else { throw ScriptFault.syntax("poll needs [{fd=..., events=...}]") }
             let wanted = try CallArguments.field("revents", of: item).flatMap(CallArguments.integer) ?? 0
             watched.append(
-                (try find(Int(truncatingIfNeeded: number)), Int32(truncatingIfNeeded: events), Int32(truncatingIfNeeded: wanted)))
+                (
+                    try find(Int(truncatingIfNeeded: number)), Int32(truncatingIfNeeded: events),
+                    Int32(truncatingIfNeeded: wanted)
+                ))
         }
         var found: [Int32] = []
         var call = SystemCall {
@@ -192,7 +202,8 @@ extension SystemCalls {
         call.finish = { _ in
             for (index, item) in watched.enumerated() where item.wanted != found[index] {
                 throw ScriptFault.mismatch(
-                    "Expected revents of \(Self.pollText(item.wanted)) but got \(Self.pollText(found[index])) for pollfd \(index)")
+                    "Expected revents of \(Self.pollText(item.wanted)) but got \(Self.pollText(found[index])) for pollfd \(index)"
+                )
             }
         }
         return call
@@ -230,7 +241,9 @@ extension SystemCalls {
 
     /// The events and the data of `{events=..., fd=...}`.
     private static func epollEvent(_ expression: ScriptExpression) throws -> (events: UInt32, data: Int64?) {
-        guard case .structure(let fields) = expression else { throw ScriptFault.syntax("expected {events=..., fd=...}") }
+        guard case .structure(let fields) = expression else {
+            throw ScriptFault.syntax("expected {events=..., fd=...}")
+        }
         var events: UInt32 = 0
         var data: Int64?
         for field in fields {

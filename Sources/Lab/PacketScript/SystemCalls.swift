@@ -211,13 +211,13 @@ final class SystemCalls {
             if hasBegun, socket.isConnecting { return .blocks }
             var address = alps_sockaddr(wanted)
             address.family = family
-            let wasUnused = flow.state == .new || flow.state == .connecting
             let status = socket.connect(address)
             if family == 0 {
                 flow.state = .new
                 flow.remote = LivePacket.Endpoint(address: 0, port: 0)
-            } else if !hasBegun, wasUnused, status == 0 || status == 115 {
+            } else if !hasBegun, status == 115 || status == 0 && !socket.isStream {
                 flow.state = .connecting
+                flow.forgetNumbers()
                 flow.remote = wanted
                 flow.local = socket.localAddress.endpoint
                 if flow.local.address == 0 { flow.local.address = options.localAddress }

@@ -18,6 +18,7 @@ import Testing
         get throws {
             var options = PacketScriptOptions()
             try options.set("tolerance_percent", "0")
+            try options.set("no_extra_packets", nil)
             return options
         }
     }
@@ -76,7 +77,8 @@ import Testing
     @Test func nonFatalMismatchIsAWarning() throws {
         let result = try Self.run(
             "--non_fatal=packet,syscall\n" + Self.handshake
-                + "+0 write(4, ..., 10) = 9\n+0 > P. 1:11(10) ack 2\n+0 close(4) = 0\n")
+                + "+0 write(4, ..., 10) = 9\n+0 > P. 1:11(10) ack 2\n+0 close(4) = 0\n",
+            PacketScriptOptions())
         #expect(result.outcome == .passed)
         #expect(result.warnings.count == 2)
     }
@@ -85,6 +87,13 @@ import Testing
         let result = try Self.run(
             Self.handshake + "+0 write(4, ..., 10) = 10\n+0 close(4) = 0\n+0 > F. 11:11(0) ack 1\n")
         #expect(result.error?.message.contains("tcp_fin: expected: 1") == true)
+    }
+
+    @Test func extraPacketsAreAMismatchIfAsked() throws {
+        let script = Self.handshake + "+0 write(4, ..., 10) = 10\n"
+        let message = "t.pkt:8: a packet that the script does not name: 192.168.0.1:8080 > 192.0.2.1:49152 P."
+        #expect(try Self.run(script).error?.description.hasPrefix(message) == true)
+        #expect(try Self.run(script, PacketScriptOptions()).outcome == .passed)
     }
 
     @Test func missingPacketNamesWhatWasSentInstead() throws {

@@ -38,6 +38,8 @@ package struct PacketScriptOptions: Sendable {
     /// ns a tick of outbound timestamp values; 0: they are not compared.
     var timestampTick: Int64 = 0
     var strictSegments = false
+    /// What the stack has sent and the script does not name is a mismatch.
+    var refusesExtraPackets = false
     var warnsOfPackets = false
     var warnsOfCalls = false
     var initialScripts: [String] = []
@@ -72,6 +74,7 @@ package struct PacketScriptOptions: Sendable {
         if let reason = Self.refused[name] { throw ScriptFault.unsupported("option --\(name) is refused: \(reason)") }
         switch name {
         case "strict_segments": strictSegments = true
+        case "no_extra_packets": refusesExtraPackets = true
         case "dry_run": isDryRun = true
         case "verbose": isVerbose = true
         default:

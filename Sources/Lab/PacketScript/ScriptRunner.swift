@@ -147,6 +147,11 @@ final class ScriptRunner {
         }
         try finishPending(patience: 1_000_000_000, line: script.events.last?.line ?? 0)
         if let final = script.finalCommand { try command(final.text, line: final.line) }
+        if options.refusesExtraPackets, let extra = stack.sent.first {
+            throw PacketScriptError(
+                script.path, line, .mismatch,
+                "a packet that the script does not name: \(PacketText.endpoints(extra)) \(PacketText.text(extra))")
+        }
     }
 
     private func run(_ event: PacketScript.Event) throws {

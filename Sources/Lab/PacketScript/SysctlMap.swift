@@ -1,0 +1,199 @@
+import Kernel
+
+/// What Linux's and FreeBSD's sysctls are called here. One table, read by whoever wants to know why a script is refused.
+enum SysctlMap {
+    /// How a value is to be understood.
+    enum Unit {
+        /// As it stands.
+        case number
+        case milliseconds, seconds
+        /// Linux's "minimum default maximum" of a buffer: the default is kept.
+        case bufferDefault
+    }
+
+    struct Rule {
+        /// The script's names, Linux's with "net.ipv4." and so on.
+        var names: [String]
+        /// Ours of the same meaning; those that are loaded are set.
+        var tunables: [String]
+        var unit: Unit
+        /// Values that name what the stack does anyhow, for when there is nothing to set.
+        var fixed: [String]
+    }
+
+    private static func rule(
+        _ names: String, _ tunables: String = "", _ unit: Unit = .number, fixed: [String] = []
+    ) -> Rule {
+        Rule(
+            names: names.split(separator: " ").map(String.init),
+            tunables: tunables.split(separator: " ").map(String.init), unit: unit, fixed: fixed)
+    }
+
+    static let rules: [Rule] = [
+        rule("net.ipv4.tcp_sack net.inet.tcp.sack.enable", "net.inet.tcp.sack.enable"),
+        rule("net.inet.tcp.rfc1323", "net.inet.tcp.rfc1323"),
+        rule("net.ipv4.tcp_timestamps", "net.inet.tcp.timestamps", fixed: ["1", "2"]),
+        rule("net.ipv4.tcp_window_scaling", "net.inet.tcp.window_scaling", fixed: ["1"]),
+        rule("net.ipv4.tcp_dsack net.inet.tcp.sack.dsack", "net.inet.tcp.sack.dsack", fixed: ["1"]),
+        rule("net.ipv4.tcp_ecn net.inet.tcp.ecn.enable", "net.inet.tcp.ecn.enable", fixed: ["0", "2"]),
+        rule("net.ipv4.tcp_syncookies net.inet.tcp.syncookies", "net.inet.tcp.syncookies"),
+        rule("net.ipv4.tcp_rmem", "kern.ipc.recvspace", .bufferDefault),
+        rule("net.ipv4.tcp_wmem", "kern.ipc.sendspace", .bufferDefault),
+        rule("net.core.rmem_default net.inet.tcp.recvspace kern.ipc.recvspace", "kern.ipc.recvspace"),
+        rule("net.core.wmem_default net.inet.tcp.sendspace kern.ipc.sendspace", "kern.ipc.sendspace"),
+        rule("kern.ipc.maxsockbuf net.core.rmem_max net.core.wmem_max", "kern.ipc.maxsockbuf"),
+        rule("net.core.somaxconn kern.ipc.somaxconn kern.ipc.soacceptqueue", "kern.ipc.somaxconn"),
+        rule("net.ipv4.tcp_keepalive_time", "net.inet.tcp.keepidle", .seconds),
+        rule("net.ipv4.tcp_keepalive_intvl", "net.inet.tcp.keepintvl", .seconds),
+        rule("net.ipv4.tcp_keepalive_probes net.inet.tcp.keepcnt", "net.inet.tcp.keepcnt"),
+        rule("net.inet.tcp.keepidle", "net.inet.tcp.keepidle", .milliseconds),
+        rule("net.inet.tcp.keepintvl", "net.inet.tcp.keepintvl", .milliseconds),
+        rule("net.inet.tcp.keepinit", "net.inet.tcp.keepinit", .milliseconds),
+        rule("net.inet.tcp.always_keepalive", "net.inet.tcp.always_keepalive"),
+        rule("net.ipv4.tcp_fin_timeout", "net.inet.tcp.finwait2_timeout", .seconds),
+        rule("net.inet.tcp.finwait2_timeout", "net.inet.tcp.finwait2_timeout", .milliseconds),
+        rule("net.inet.tcp.msl", "net.inet.tcp.msl", .milliseconds),
+        rule("net.inet.tcp.delacktime", "net.inet.tcp.delacktime", .milliseconds),
+        rule("net.ipv4.tcp_delack_max_ms", "net.inet.tcp.delacktime", .milliseconds),
+        rule("net.inet.tcp.rexmit_min", "net.inet.tcp.rexmit_min", .milliseconds),
+        rule("net.ipv4.tcp_rto_min_us", "net.inet.tcp.rexmit_min", .number),
+        rule("net.inet.tcp.rexmit_initial", "net.inet.tcp.rexmit_initial", .milliseconds),
+        rule("net.ipv4.tcp_retries2 net.inet.tcp.retries", "net.inet.tcp.retries"),
+        rule("net.ipv4.tcp_orphan_retries", "net.inet.tcp.orphan_retries"),
+        rule("net.ipv4.tcp_synack_retries net.inet.tcp.syncache.rexmtlimit", "net.inet.tcp.syncache.rexmtlimit"),
+        rule("net.inet.tcp.mssdflt", "net.inet.tcp.mssdflt"),
+        rule("net.inet.tcp.minmss net.ipv4.tcp_min_snd_mss", "net.inet.tcp.minmss"),
+        rule("net.inet.tcp.initcwnd_segments", "net.inet.tcp.initcwnd_segments"),
+        rule("net.inet.tcp.blackhole", "net.inet.tcp.blackhole"),
+        rule("net.inet.tcp.drop_synfin", "net.inet.tcp.drop_synfin"),
+        rule("net.inet.tcp.path_mtu_discovery", "net.inet.tcp.path_mtu_discovery"),
+        rule("net.inet.tcp.tolerate_missing_ts", "net.inet.tcp.tolerate_missing_ts"),
+        rule("net.inet.tcp.tso", "net.inet.tcp.tso"),
+        rule("net.inet.tcp.reass.maxqueuelen", "net.inet.tcp.reass.maxqueuelen"),
+        rule("net.ipv4.ip_default_ttl net.inet.ip.ttl", "net.inet.ip.ttl"),
+        rule("net.inet.udp.blackhole", "net.inet.udp.blackhole"),
+        rule("net.inet.icmp.icmplim net.ipv4.icmp_msgs_per_sec", "net.inet.icmp.icmplim"),
+        rule("net.ipv4.tcp_fastopen", "net.inet.tcp.fastopen", fixed: []),
+        rule("net.inet.tcp.fastopen.server_enable", "net.inet.tcp.fastopen.server_enable", fixed: ["0"]),
+        rule("net.inet.tcp.fastopen.client_enable", "net.inet.tcp.fastopen.client_enable", fixed: ["0"]),
+        rule("net.ipv4.tcp_congestion_control net.inet.tcp.cc.algorithm", fixed: ["reno", "newreno"]),
+        rule("net.ipv4.tcp_recovery", "net.inet.tcp.rack", fixed: []),
+        rule("net.ipv4.tcp_mtu_probing", "net.inet.tcp.pmtud_blackhole_detection", fixed: ["0"]),
+        rule("net.ipv4.tcp_stdurg", fixed: ["0"]),
+        rule("net.ipv4.tcp_abort_on_overflow", fixed: ["0"]),
+    ]
+
+    /// Without a meaning here, or about what no packet shows. A pattern that ends in "*" stands for all that begin so.
+    static let ignored: [String] = [
+        "net.inet.tcp.hostcache.*", "net.inet.tcp.rexmit_slop", "net.inet.tcp.rexmit_drop_options",
+        "net.inet.tcp.functions_*", "net.inet.tcp.rack.*", "net.inet.tcp.cc.*", "net.inet.tcp.syncache.*",
+        "net.inet.tcp.prr*", "net.inet.tcp.newcwd", "net.inet.tcp.lro*", "net.inet.tcp.persm*", "net.inet.tcp.pcap*",
+        "net.inet.tcp.log.*", "net.inet.tcp.bb.*", "net.inet.tcp.abc_l_var",
+        "net.inet.tcp.nolocaltimewait", "net.inet.tcp.log_debug", "net.inet.tcp.syncookies_only",
+        "net.inet.tcp.udp_tunneling_port", "net.inet.tcp.recvbuf_*", "net.inet.tcp.sendbuf_*", "net.inet.tcp.do_*",
+        "net.inet.tcp.v6*", "net.inet6.*", "net.inet.tcp.rfc6675_pipe", "net.inet.tcp.rfc3042", "net.inet.tcp.rfc3390",
+        "net.inet.tcp.icmp_may_rst", "net.inet.tcp.insecure_*", "net.inet.tcp.ts_offset_per_conn",
+        "net.ipv4.tcp_no_metrics_save", "net.ipv4.tcp_no_ssthresh_metrics_save", "net.ipv4.tcp_pacing_*",
+        "net.ipv4.tcp_fack", "net.ipv4.tcp_frto", "net.ipv4.tcp_early_retrans", "net.ipv4.tcp_reordering",
+        "net.ipv4.tcp_max_reordering", "net.ipv4.tcp_slow_start_after_idle", "net.ipv4.tcp_tso_win_divisor",
+        "net.ipv4.tcp_min_tso_segs", "net.ipv4.tcp_tso_rtt_log", "net.ipv4.tcp_limit_output_bytes",
+        "net.ipv4.tcp_autocorking", "net.ipv4.tcp_moderate_rcvbuf", "net.ipv4.tcp_notsent_lowat",
+        "net.ipv4.tcp_fastopen_key", "net.ipv4.tcp_fastopen_blackhole_timeout_sec", "net.ipv4.tcp_syn_retries",
+        "net.ipv4.tcp_syn_linear_timeouts", "net.ipv4.tcp_max_syn_backlog", "net.ipv4.tcp_retries1",
+        "net.ipv4.tcp_comp_sack_*", "net.ipv4.tcp_backlog_ack_defer", "net.ipv4.tcp_invalid_ratelimit",
+        "net.ipv4.tcp_challenge_ack_limit", "net.ipv4.tcp_thin_linear_timeouts", "net.ipv4.tcp_probe_*",
+        "net.ipv4.tcp_base_mss", "net.ipv4.tcp_mtu_probe_floor", "net.ipv4.tcp_tw_reuse", "net.ipv4.tcp_tw_recycle",
+        "net.ipv4.tcp_adv_win_scale", "net.ipv4.tcp_app_win", "net.ipv4.tcp_rfc1337", "net.ipv4.tcp_workaround_*",
+        "net.ipv4.tcp_shrink_window", "net.ipv4.tcp_plb_*", "net.ipv4.tcp_migrate_req", "net.ipv4.tcp_mem",
+        "net.ipv4.tcp_ecn_fallback", "net.ipv4.tcp_ecn_option*", "net.ipv4.tcp_reflect_tos", "net.ipv4.tcp_rto_max_ms",
+        "net.ipv4.ip_local_port_range", "net.ipv4.ip_forward", "net.ipv4.conf.*", "net.ipv4.route.*",
+        "net.ipv4.icmp_ratelimit", "net.ipv4.icmp_ratemask", "net.ipv4.icmp_msgs_burst", "net.ipv6.*", "net.mptcp.*",
+        "net.core.default_qdisc", "net.core.optmem_max", "net.core.netdev_*", "net.core.busy_*", "kern.hz",
+        "net.inet.ip.random_id", "net.inet.ip.rfc6864", "net.inet.icmp.*",
+    ]
+
+    static func isIgnored(_ name: String) -> Bool {
+        ignored.contains { $0.hasSuffix("*") ? name.hasPrefix($0.dropLast()) : $0 == name }
+    }
+
+    /// Sets what `name=value` asks for. Throws a clear line if it cannot be had.
+    static func set(_ name: String, _ value: String, in tunables: TunableRegistry) throws {
+        let name = name.replacingOccurrences(of: "/", with: ".")
+        guard let rule = rules.first(where: { $0.names.contains(name) }) else {
+            // Our own names are as good as anybody's.
+            if !isIgnored(name) {
+                guard tunables.get(name) != nil else {
+                    throw ScriptFault.unsupported("sysctl \(name) has no counterpart here")
+                }
+                try store(name, value, tunables)
+            }
+            return
+        }
+        let known = rule.tunables.filter { tunables.get($0) != nil }
+        guard !known.isEmpty else {
+            guard rule.fixed.contains(value) else {
+                let can =
+                    rule.fixed.isEmpty ? "is not to be had here" : "can only be \(rule.fixed.joined(separator: " or "))"
+                throw ScriptFault.unsupported("sysctl \(name)=\(value): it \(can)")
+            }
+            return
+        }
+        for tunable in known { try store(tunable, converted(value, rule.unit, name), tunables) }
+    }
+
+    private static func converted(_ value: String, _ unit: Unit, _ name: String) throws -> String {
+        switch unit {
+        case .number: return name.hasSuffix("_us") ? value + "us" : value
+        case .milliseconds: return value + "ms"
+        case .seconds: return value + "s"
+        case .bufferDefault:
+            let parts = value.split { $0 == " " || $0 == "\t" }
+            guard parts.count == 3 else {
+                throw ScriptFault.syntax("sysctl \(name)=\(value): expected minimum, default and maximum")
+            }
+            return String(parts[1])
+        }
+    }
+
+    private static func store(_ name: String, _ value: String, _ tunables: TunableRegistry) throws {
+        guard let tunable = tunables.get(name), let number = Tunable.parse(value, tunable.kind) else {
+            throw ScriptFault.unsupported("sysctl \(name)=\(value): not a value of it")
+        }
+        guard (tunable.minimum...tunable.maximum).contains(number) else {
+            throw ScriptFault.unsupported(
+                "sysctl \(name)=\(value): outside \(tunable.minimum)...\(tunable.maximum) of this stack")
+        }
+        do { try tunable.set(number) } catch {
+            throw ScriptFault.unsupported("sysctl \(name)=\(value): \(error)")
+        }
+    }
+
+    // MARK: Profiles
+
+    /// The settings that scripts of a family take for granted.
+    static func apply(_ profile: PacketScriptOptions.Profile, to tunables: TunableRegistry) throws {
+        let settings: [(String, String)]
+        switch profile {
+        case .alps, .auto: settings = []
+        case .linux:
+            settings = [
+                ("kern.ipc.recvspace", "540000"), ("kern.ipc.sendspace", "262144"),
+                ("net.inet.tcp.recvbuf_max", "15728640"), ("net.inet.tcp.rexmit_min", "200ms"),
+                ("net.inet.tcp.option_order", "0"),
+            ]
+        case .bsd:
+            settings = [
+                ("kern.ipc.maxsockbuf", "2097152"), ("kern.ipc.recvspace", "65536"), ("kern.ipc.sendspace", "32768"),
+                ("net.inet.tcp.recvbuf_max", "2097152"), ("net.inet.tcp.option_order", "1"),
+            ]
+        }
+        for (name, value) in settings where tunables.get(name) != nil { try store(name, value, tunables) }
+    }
+}
+
+extension String {
+    /// Without Foundation.
+    fileprivate func replacingOccurrences(of old: Character, with new: Character) -> String {
+        String(map { $0 == old ? new : $0 })
+    }
+}

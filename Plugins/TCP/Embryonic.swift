@@ -115,7 +115,7 @@ extension UnsafeMutablePointer where Pointee == Instance {
             windowScale: entry.pointee.hasScaling ? entry.pointee.rcvScale : nil,
             timestamp: entry.pointee.hasTimestamps
                 ? (timestampClock &+ entry.pointee.timestampOffset, entry.pointee.tsRecent) : nil,
-            sackPermitted: entry.pointee.isSackPermitted)
+            sackPermitted: entry.pointee.isSackPermitted, isScaleLast: setting(.optionOrder) == 0)
         entry.pointee.sentAt = now
         emit(
             network, &netpcb, conn: &entry.pointee.conn, sequence: entry.pointee.iss, acknowledgment: entry.rcvNxt,

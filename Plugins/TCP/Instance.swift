@@ -86,6 +86,10 @@ extension UnsafeMutablePointer where Pointee == Instance {
     @inline(__always)
     func nanoseconds(_ setting: Setting) -> UInt64 { UInt64(bitPattern: pointee.settings[setting.rawValue]) }
 
+    // RFC 7323, one option without the other if asked for.
+    var offersTimestamps: Bool { isOn(.rfc1323) && isOn(.timestamps) }
+    var offersWindowScaling: Bool { isOn(.rfc1323) && isOn(.windowScaling) }
+
     @inline(__always)
     func isOn(_ setting: Setting) -> Bool { pointee.settings[setting.rawValue] != 0 }
 

@@ -88,9 +88,9 @@ extension UnsafeMutablePointer where Pointee == Instance {
         entry.pointee.timestampOffset = timestampOffset(&entry.pointee.conn)
         entry.pointee.window = segment.window
         let options = segment.options
-        entry.pointee.hasTimestamps = options.hasTimestamp && isOn(.rfc1323)
+        entry.pointee.hasTimestamps = options.hasTimestamp && offersTimestamps
         entry.pointee.tsRecent = options.timestamp
-        entry.pointee.hasScaling = options.hasWindowScale && isOn(.rfc1323)
+        entry.pointee.hasScaling = options.hasWindowScale && offersWindowScaling
         entry.pointee.sndScale = options.windowScale
         entry.pointee.isSackPermitted = options.isSackPermitted && isOn(.sack)
         let limit = head.pointee.rcv.limit

@@ -80,6 +80,8 @@ struct SynOptions {
     /// Value and echo; nil: none.
     var timestamp: (value: UInt32, echo: UInt32)?
     var sackPermitted: Bool
+    /// Linux's order, else BSD's.
+    var isScaleLast: Bool
 
     /// Writes the options, padded to words, at `place`, which has room for 40 bytes. Returns their length.
     func write(_ place: UnsafeMutablePointer<UInt8>) -> UInt32 {
@@ -88,13 +90,7 @@ struct SynOptions {
         place[1] = 4
         place.store16(2, mss)
         at = 4
-        if let windowScale {
-            place[at] = 1
-            place[at + 1] = Options.windowScaleKind
-            place[at + 2] = 3
-            place[at + 3] = windowScale
-            at += 4
-        }
+        if !isScaleLast { at += writeScale(place + at) }
         if let timestamp {
             place.store32(at, Options.timestampPrefix)
             if sackPermitted {
@@ -112,6 +108,16 @@ struct SynOptions {
             place[at + 3] = 2
             at += 4
         }
+        if isScaleLast { at += writeScale(place + at) }
         return UInt32(at)
+    }
+
+    private func writeScale(_ place: UnsafeMutablePointer<UInt8>) -> Int {
+        guard let windowScale else { return 0 }
+        place[0] = 1
+        place[1] = Options.windowScaleKind
+        place[2] = 3
+        place[3] = windowScale
+        return 4
     }
 }

@@ -117,12 +117,9 @@ extension UnsafeMutablePointer where Pointee == Connection {
 
     // MARK: First: sequence number
 
-    /// What the peer may send: the window as advertised, or more if there is room.
+    /// What the peer may send: the window as advertised, even if there is more room by now (RFC 9293, 3.10.7.4).
     @inline(__always)
-    var receiveWindow: Int {
-        let space = Int(instance.sockets.pointee.receive_space(instance.socketLayer, socket))
-        return max(space, pointee.rcvAdv - pointee.rcvNxt, 0)
-    }
+    var receiveWindow: Int { max(pointee.rcvAdv - pointee.rcvNxt, 0) }
 
     /// Cuts what is not new or does not fit. False: the segment is done with.
     ///

@@ -61,7 +61,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
             if has(.orphan) {
                 // RFC 9293, 3.6.1: nobody is left to read it, and the peer should know.
                 instance.count(.receivedAfterClose)
-                sendReset()
+                if let network = instance.network { instance.reset(&segment, network) }
                 close(ALPS_ECONNRESET)
                 return false
             }

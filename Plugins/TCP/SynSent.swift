@@ -71,8 +71,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
     func acceptOptions(_ options: Options) {
         let instance = instance
         pointee.peerMSS = options.hasMSS ? instance.believe(mss: options.mss) : instance.defaultMSS(netpcb)
-        set(.windowScaling, options.hasWindowScale && instance.isOn(.rfc1323))
-        set(.timestamps, options.hasTimestamp && instance.isOn(.rfc1323))
+        set(.windowScaling, options.hasWindowScale && instance.offersWindowScaling)
+        set(.timestamps, options.hasTimestamp && instance.offersTimestamps)
         set(.sackPermitted, options.isSackPermitted && instance.isOn(.sack))
         if has(.windowScaling) {
             pointee.sndScale = options.windowScale

@@ -97,8 +97,11 @@ extension UnsafeMutablePointer where Pointee == Instance {
             link(entry)
             return answer(entry, segment, network, isLimited: false)
         }
-        // Nothing else can be new. Pure acknowledgments need no answer; two ends would go on for ever.
-        if segment.sequenceLength > 0 { answer(entry, segment, network, isLimited: true) }
+        // Nothing else can be new. Acknowledgments that say what is known need no answer; two ends would go on for ever.
+        let isKnown =
+            segment.sequenceLength == 0 && segment.sequence == entry.pointee.rcvNxt
+            && segment.acknowledgment == entry.pointee.sndNxt
+        if !isKnown { answer(entry, segment, network, isLimited: true) }
     }
 
     private func reopen(_ entry: TimeWaitPointer, _ segment: Segment, _ network: Network) {

@@ -34,7 +34,16 @@ extension UnsafeMutablePointer where Pointee == Connection {
     @inline(__always)
     func armRetransmit() {
         pointee.retransmitUse = .retransmit
-        armRetransmitCallout(after: backedOff(pointee.roundTrip.rto))
+        armRetransmitCallout(after: withinUserTimeout(backedOff(pointee.roundTrip.rto)))
+    }
+
+    /// TCP_USER_TIMEOUT ends the connection when it is due, not at the time-out after that.
+    @inline(__always)
+    private func withinUserTimeout(_ delay: UInt64) -> UInt64 {
+        guard pointee.userTimeout != 0, pointee.waitingSince != 0 else { return delay }
+        let due = pointee.waitingSince &+ pointee.userTimeout
+        let now = instance.now
+        return min(delay, due > now ? due - now : 0)
     }
 
     @inline(__always)

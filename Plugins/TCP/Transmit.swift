@@ -140,14 +140,15 @@ extension UnsafeMutablePointer where Pointee == Connection {
         let instance = instance
         guard let network = instance.network else { return }
         let isAnswer = pointee.state == .synReceived
-        let timestamps = isAnswer ? has(.timestamps) : instance.isOn(.rfc1323)
-        let scaling = isAnswer ? has(.windowScaling) : instance.isOn(.rfc1323)
+        let timestamps = isAnswer ? has(.timestamps) : instance.offersTimestamps
+        let scaling = isAnswer ? has(.windowScaling) : instance.offersWindowScaling
         let options = SynOptions(
             mss: UInt16(truncatingIfNeeded: min(pointee.advertisedMSS, 65535)),
             windowScale: scaling ? pointee.rcvScale : nil,
             timestamp: timestamps
                 ? (instance.timestampClock &+ pointee.timestampOffset, isAnswer ? pointee.tsRecent : 0) : nil,
-            sackPermitted: isAnswer ? has(.sackPermitted) : instance.isOn(.sack))
+            sackPermitted: isAnswer ? has(.sackPermitted) : instance.isOn(.sack),
+            isScaleLast: instance.setting(.optionOrder) == 0)
         let space = instance.sockets.pointee.receive_space(instance.socketLayer, socket)
         let window = min(space, 65535)
         if isAnswer {

@@ -36,8 +36,11 @@ enum Setting: Int {
     case segmentationOffload
     case reassemblyLimit
     case maximumReceiveBuffer
+    case timestamps
+    case windowScaling
+    case optionOrder
 
-    static var count: Int { 33 }
+    static var count: Int { 36 }
 }
 
 extension UnsafeMutablePointer where Pointee == Instance {
@@ -158,6 +161,15 @@ extension UnsafeMutablePointer where Pointee == Instance {
         add(
             .maximumReceiveBuffer, "net.inet.tcp.recvbuf_max", ALPS_TUNABLE_BYTES, 4 << 20, 65535...(65535 << 14),
             "Largest receive buffer that the window scale allows for, in bytes")
+        add(
+            .timestamps, "net.inet.tcp.timestamps", ALPS_TUNABLE_BOOL, 1, 0...1,
+            "Offer timestamps, if rfc1323 is on")
+        add(
+            .windowScaling, "net.inet.tcp.window_scaling", ALPS_TUNABLE_BOOL, 1, 0...1,
+            "Offer window scaling, if rfc1323 is on")
+        add(
+            .optionOrder, "net.inet.tcp.option_order", ALPS_TUNABLE_INT, 1, 0...1,
+            "Order of the options of SYN: 0 as Linux has it (scale last), 1 as BSD (scale behind MSS)")
         let cell = services.tunableCell
         return cell.ops(alps_tunable_ops.self).pointee.add(cell.instance, list, UInt32(Setting.count))
     }

@@ -155,7 +155,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         pointee.timestampOffset = instance.timestampOffset(&pointee.conn)
         pointee.advertisedMSS = instance.advertisedMSS(network, netpcb)
         if pointee.userMSS != 0 { pointee.advertisedMSS = min(pointee.advertisedMSS, pointee.userMSS) }
-        pointee.rcvScale = instance.isOn(.rfc1323) ? instance.windowScale(socket.pointee.rcv.limit) : 0
+        pointee.rcvScale = instance.offersWindowScaling ? instance.windowScale(socket.pointee.rcv.limit) : 0
         enter(.synSent)
         instance.count(.connectAttempts)
         instance.sockets.pointee.is_connecting(instance.socketLayer, socket)

@@ -32,11 +32,8 @@ package final class PluginImage {
         descriptor = .allocate(capacity: 1)
         memset(descriptor, 0, MemoryLayout<alps_descriptor>.size)
         descriptor.pointee.size = UInt32(MemoryLayout<alps_descriptor>.size)
-        do { try enter() } catch {
-            descriptor.deallocate()
-            dlclose(handle)
-            throw error
-        }
+        // Everything is initialised: if this throws, `deinit` lets go of it.
+        try enter()
     }
 
     /// Calls the entry function and compares what it says with the note.
@@ -95,10 +92,19 @@ package final class PluginImage {
         }
     }
 
-    /// FNV-1a: names contents, protects against nothing.
+    /// Names contents, protects against nothing.
     static func contentHash(_ bytes: [UInt8]) -> UInt64 {
         var hash: UInt64 = 0xcbf2_9ce4_8422_2325
-        for byte in bytes { hash = (hash ^ UInt64(byte)) &* 0x100_0000_01b3 }
+        func add(_ word: UInt64) {
+            hash = (hash ^ word) &* 0x9e37_79b9_7f4a_7c15
+            hash ^= hash >> 29
+        }
+        bytes.withUnsafeBytes { bytes in
+            let words = bytes.count / 8
+            for index in 0..<words { add(bytes.loadUnaligned(fromByteOffset: 8 * index, as: UInt64.self)) }
+            for index in (8 * words)..<bytes.count { add(UInt64(bytes[index])) }
+        }
+        add(UInt64(bytes.count))
         return hash
     }
 }

@@ -152,6 +152,8 @@ package final class ConnectionTable {
         var best: UnsafeMutablePointer<alps_conn>?
         var bestScore = -1
         var equals: UInt32 = 0
+        // A new draw for each member, from the flow: with one and the same number they would not be independent.
+        var draw = hash
         var entry = bound[Self.boundSlot(protocolNumber, localPort)]
         while let current = entry {
             entry = current.pointee.hash_next
@@ -172,7 +174,8 @@ package final class ConnectionTable {
             } else if score == bestScore {
                 // A group that shares the port (SO_REUSEPORT): the flow's hash chooses, each member equally likely.
                 equals += 1
-                if (hash >> 8) % equals == 0 { best = current }
+                draw = (draw ^ draw >> 15) &* 0x2c1b_3c6d &+ 0x9e37_79b9
+                if (draw >> 4) % equals == 0 { best = current }
             }
         }
         return best
@@ -181,7 +184,7 @@ package final class ConnectionTable {
     // MARK: Changes
 
     /// Reserves a local port and inserts as BOUND.
-    func bind(_ conn: UnsafeMutablePointer<alps_conn>, _ owner: PluginInstance) -> Int32 {
+    package func bind(_ conn: UnsafeMutablePointer<alps_conn>, _ owner: PluginInstance) -> Int32 {
         guard conn.pointee.flags & Self.inTable == 0 else { return Int32(ALPS_EINVAL) }
         conn.pointee.kind = UInt8(ALPS_CONN_BOUND)
         if conn.pointee.local_port == 0 {
@@ -198,7 +201,7 @@ package final class ConnectionTable {
         return 0
     }
 
-    func insert(_ conn: UnsafeMutablePointer<alps_conn>, _ owner: PluginInstance) -> Int32 {
+    package func insert(_ conn: UnsafeMutablePointer<alps_conn>, _ owner: PluginInstance) -> Int32 {
         guard conn.pointee.flags & Self.inTable == 0 else { return Int32(ALPS_EINVAL) }
         switch UInt32(conn.pointee.kind) {
         case UInt32(ALPS_CONN_FULL), UInt32(ALPS_CONN_EMBRYONIC), UInt32(ALPS_CONN_TIMEWAIT):
@@ -224,7 +227,7 @@ package final class ConnectionTable {
         return 0
     }
 
-    func remove(_ conn: UnsafeMutablePointer<alps_conn>) {
+    package func remove(_ conn: UnsafeMutablePointer<alps_conn>) {
         guard conn.pointee.flags & Self.inTable != 0 else { return }
         if let next = conn.pointee.hash_next { next.pointee.hash_prev = conn.pointee.hash_prev }
         if let previous = conn.pointee.hash_prev {
@@ -402,7 +405,7 @@ package final class ConnectionTable {
 
     // MARK: Groups
 
-    func matchAll(
+    package func matchAll(
         _ family: UInt16, _ protocolNumber: UInt8, _ local: alps_addr, _ localPort: UInt16, _ remote: alps_addr,
         _ remotePort: UInt16, _ ifindex: UInt32, _ context: UnsafeMutableRawPointer?,
         _ each: @convention(c) (UnsafeMutableRawPointer?, UnsafeMutablePointer<alps_conn>) -> Void

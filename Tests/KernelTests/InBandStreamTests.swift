@@ -1,0 +1,196 @@
+import CLinux
+import ClientAPI
+import Glibc
+import Kernel
+import Testing
+
+/// Streams whose payload travels in the socketpair, over lo0, seen from the application's ends.
+@Suite(.serialized) struct InBandStreamTests {
+    private func pattern(_ range: Range<Int>) -> [UInt8] { range.map { UInt8(truncatingIfNeeded: $0 &* 7 &+ $0 >> 9) } }
+
+    /// write(2) for as long as the host runs: how many bytes went.
+    private func write(_ host: LiveHost, _ fd: Int32, _ bytes: ArraySlice<UInt8>) -> Int {
+        var done = 0
+        host.run {
+            let sent = bytes.dropFirst(done).withUnsafeBytes { send(fd, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL)) }
+            if sent > 0 { done += sent }
+            return done == bytes.count || sent < 0 && errno != EAGAIN
+        }
+        return done
+    }
+
+    private func closeAll(_ host: LiveHost, _ client: TestClient, _ sockets: TestClient.Descriptor...) {
+        for socket in sockets { close(socket.fd) }
+        client.end()
+        host.finish()
+    }
+
+    @Test func bytesArriveInOrderInPiecesOfAnySize() throws {
+        let host = try LiveHost()
+        let client = try TestClient(host)
+        let (a, b) = try client.connection()
+        let all = pattern(0..<3_000_000)
+        var sent = 0
+        var got: [UInt8] = []
+        var step = 1
+        while got.count < all.count {
+            if sent < all.count {
+                let piece = all[sent..<min(sent + step, all.count)]
+                let count = piece.withUnsafeBytes { send(a.fd, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL)) }
+                if count > 0 { sent += count }
+                step = step * 7 % 100_003 + 1
+            }
+            host.settle(0)
+            var buffer = [UInt8](repeating: 0, count: step % 5 == 0 ? 1 : 70_000)
+            let count = recv(b.fd, &buffer, buffer.count, 0)
+            if count > 0 { got += buffer[0..<count] }
+            if count == 0 { break }
+        }
+        #expect(got == all)
+        closeAll(host, client, a, b)
+    }
+
+    @Test func bothDirectionsCloseByThemselves() throws {
+        let host = try LiveHost()
+        let client = try TestClient(host)
+        let (a, b) = try client.connection()
+        #expect(write(host, a.fd, [1, 2, 3]) == 3)
+        #expect(try client.ask(ALPS_OP_SHUTDOWN, TestClient.bytes(Int32(1)), socket: a.handle).frame.error == 0)
+        shutdown(a.fd, Int32(SHUT_WR))
+        #expect(client.read(b) == .success([1, 2, 3]))
+        #expect(client.read(b) == .success([]))
+        // The other direction goes on.
+        let back = pattern(0..<200_000)
+        var got: [UInt8] = []
+        var sent = 0
+        host.run {
+            if sent < back.count {
+                let count = back.dropFirst(sent).withUnsafeBytes { send(b.fd, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL)) }
+                if count > 0 { sent += count }
+            }
+            var buffer = [UInt8](repeating: 0, count: 65536)
+            let count = recv(a.fd, &buffer, buffer.count, 0)
+            if count > 0 { got += buffer[0..<count] }
+            return got.count == back.count
+        }
+        #expect(got == back)
+        close(b.fd)
+        #expect(client.read(a) == .success([]))
+        closeAll(host, client, a)
+    }
+
+    @Test func closingWithDataUnreadIsAReset() throws {
+        let host = try LiveHost()
+        let client = try TestClient(host)
+        let (a, b) = try client.connection()
+        #expect(write(host, a.fd, [1, 2, 3]) == 3)
+        host.settle()
+        close(b.fd)
+        #expect(client.read(a) == .failure(ErrorNumber(number: ECONNRESET)))
+        closeAll(host, client, a)
+    }
+
+    @Test func aResetIsNeverACleanEnd() throws {
+        let host = try LiveHost()
+        let client = try TestClient(host)
+        let (a, b) = try client.connection()
+        var linger = linger(l_onoff: 1, l_linger: 0)
+        let request = alps_sockopt_request(level: SOL_SOCKET, name: SO_LINGER, length: 8, reserved: 0)
+        #expect(try client.ask(
+            ALPS_OP_SETSOCKOPT, TestClient.bytes(request) + withUnsafeBytes(of: &linger) { Array($0) }, socket: b.handle).frame.error == 0)
+        close(b.fd)
+        #expect(client.read(a) == .failure(ErrorNumber(number: ECONNRESET)))
+        // The true error is told once, on request.
+        let get = alps_sockopt_request(level: SOL_SOCKET, name: SO_ERROR, length: 4, reserved: 0)
+        let answer = try client.ask(ALPS_OP_GETSOCKOPT, TestClient.bytes(get), socket: a.handle)
+        #expect(answer.payload == TestClient.bytes(ECONNRESET))
+        closeAll(host, client, a)
+    }
+
+    /// A peer that does not read holds the writer up; nothing is lost.
+    @Test func aSlowReaderHoldsTheWriterUp() throws {
+        let host = try LiveHost()
+        let client = try TestClient(host)
+        let (a, b) = try client.connection()
+        let all = pattern(0..<8_000_000)
+        var sent = 0
+        var idle = 0
+        while idle < 20 {
+            let count = all.dropFirst(sent).prefix(50_000).withUnsafeBytes { send(a.fd, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL)) }
+            if count > 0 { sent += count } else { idle += 1 }
+            host.settle(1)
+        }
+        #expect(sent < all.count)
+        var got: [UInt8] = []
+        while got.count < sent {
+            guard case .success(let bytes) = client.read(b), !bytes.isEmpty else { break }
+            got += bytes
+        }
+        #expect(got == Array(all.prefix(sent)))
+        closeAll(host, client, a, b)
+    }
+
+    /// What was written before a request counts before it.
+    @Test func requestsKeepTheirPlaceAmongTheData() throws {
+        let host = try LiveHost()
+        let client = try TestClient(host)
+        let (a, b) = try client.connection()
+        let data = pattern(0..<60_000)
+        for round in 0..<20 {
+            let sent = data.withUnsafeBytes { send(a.fd, $0.baseAddress, 1000 + round, Int32(MSG_NOSIGNAL)) }
+            #expect(sent == 1000 + round)
+            // The urgent byte goes behind all of it.
+            #expect(try client.ask(ALPS_OP_SEND_OOB, [UInt8(round)], socket: a.handle).frame.error == 0)
+            var got = 0
+            while got < 1000 + round {
+                guard case .success(let bytes) = client.read(b), !bytes.isEmpty else { break }
+                got += bytes.count
+            }
+            #expect(got == 1000 + round)
+            var answer = try client.ask(ALPS_OP_RECV_OOB, TestClient.bytes(UInt32(0)), socket: b.handle)
+            for _ in 0..<50 where answer.frame.error == EAGAIN {
+                host.settle(1)
+                answer = try client.ask(ALPS_OP_RECV_OOB, TestClient.bytes(UInt32(0)), socket: b.handle)
+            }
+            #expect(answer.payload == [UInt8(round)])
+        }
+        closeAll(host, client, a, b)
+    }
+
+    @Test func aThousandConnectionsLeaveNothing() throws {
+        let host = try LiveHost()
+        let client = try TestClient(host)
+        try host.kernel.tunables.set("net.inet.tcp.msl", "1ms")
+        let listener = try client.listener(port: 80)
+        for number in 0..<1000 {
+            let a = try client.socket(type: 1)
+            #expect(try client.connect(a, port: 80) == 0)
+            let b = try client.accept(listener)
+            #expect(write(host, a.fd, [UInt8(truncatingIfNeeded: number)]) == 1)
+            #expect(client.read(b) == .success([UInt8(truncatingIfNeeded: number)]))
+            close(a.fd)
+            #expect(client.read(b) == .success([]))
+            close(b.fd)
+        }
+        closeAll(host, client, listener)
+    }
+
+    @Test func connectionsInAClosedListenersQueueEnd() throws {
+        let host = try LiveHost()
+        let client = try TestClient(host)
+        let listener = try client.listener(port: 80)
+        let waiting = try (0..<5).map { _ in
+            let socket = try client.socket(type: 1)
+            #expect(try client.connect(socket, port: 80) == 0)
+            return socket
+        }
+        close(listener.fd)
+        for socket in waiting {
+            // Nobody had taken them from the pair; the host cannot tell that from an accept and a close.
+            #expect([.success([]), .failure(ErrorNumber(number: ECONNRESET))].contains(client.read(socket)))
+            close(socket.fd)
+        }
+        client.end()
+        host.finish()
+    }
+}

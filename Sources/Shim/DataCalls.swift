@@ -9,7 +9,7 @@ private var specialFlags: Int32 { Int32(MSG_OOB | MSG_ERRQUEUE) }
 
 /// The kind of a descriptor for a call that only sockets have.
 @inline(__always)
-private func socketKind(_ descriptor: Int32) -> Kind {
+func socketKind(_ descriptor: Int32) -> Kind {
     let known = kind(of: descriptor)
     guard known == .unknown else { return known }
     return probe(descriptor)?.pointee.kind ?? .native
@@ -28,7 +28,9 @@ public func shimRead(_ descriptor: Int32, _ buffer: UnsafeMutableRawPointer?, _ 
     case .unknown:
         let got = real.read.unsafelyUnwrapped(descriptor, buffer, count)
         return got >= MemoryLayout<alps_datagram_header>.size ? stripInherited(descriptor, buffer, got) : got
-    case .datagram, .connectedDatagram: return receiveBytes(descriptor, buffer, count, 0, nil, nil)
+    case .datagram, .connectedDatagram:
+        let got = receiveBytes(descriptor, buffer, count, 0, nil, nil)
+        return got < 0 && isStale(descriptor) ? real.read.unsafelyUnwrapped(descriptor, buffer, count) : got
     case .freshStream:
         guard becameConnected(descriptor) else { return fail(ENOTCONN) }
         return real.read.unsafelyUnwrapped(descriptor, buffer, count)
@@ -63,13 +65,22 @@ public func shimReadv(_ descriptor: Int32, _ vector: UnsafePointer<iovec>?, _ co
         var message = msghdr()
         message.msg_iov = UnsafeMutablePointer(mutating: vector)
         message.msg_iovlen = Int(count)
-        return receiveDatagram(descriptor, found, &message, 0)
+        let got = receiveDatagram(descriptor, found, &message, 0)
+        return got < 0 && isStale(descriptor) ? real.readv.unsafelyUnwrapped(descriptor, vector, count) : got
     case .freshStream:
         guard becameConnected(descriptor) else { return fail(ENOTCONN) }
         return real.readv.unsafelyUnwrapped(descriptor, vector, count)
     case .listener: return fail(ENOTCONN)
     case .hidden: return isHidden(descriptor) ? fail(EBADF) : shimReadv(descriptor, vector, count)
     }
+}
+
+/// After a failure: true if the number was a datagram socket's, is no socket's any more, and the call has to be made again.
+@inline(never)
+func isStale(_ descriptor: Int32) -> Bool {
+    guard alps_errno() == ENOTSOCK else { return false }
+    clearEntry(descriptor)
+    return true
 }
 
 /// A read from a descriptor nobody has looked at brought what may be a datagram with its header.
@@ -180,7 +191,11 @@ public func shimRecvmmsg(
     ensureReady()
     let kind = socketKind(descriptor)
     guard let messages, kind != .native, kind != .unknown, kind != .hidden else {
-        return real.recvmmsg.unsafelyUnwrapped(descriptor, messages, count, flags, timeout)
+        let got = real.recvmmsg.unsafelyUnwrapped(descriptor, messages, count, flags, timeout)
+        if got > 0, let messages {
+            for index in 0..<Int(got) { forgetPassed(&messages[index].msg_hdr) }
+        }
+        return got
     }
     var deadline = timespec()
     if let timeout {
@@ -254,7 +269,9 @@ public func shimWrite(_ descriptor: Int32, _ buffer: UnsafeRawPointer?, _ count:
     case .stream:
         let sent = real.write.unsafelyUnwrapped(descriptor, buffer, count)
         return sent >= 0 ? sent : finishWrite(descriptor)
-    case .datagram, .connectedDatagram: return sendBytes(descriptor, buffer, count, 0, nil, 0)
+    case .datagram, .connectedDatagram:
+        let sent = sendBytes(descriptor, buffer, count, 0, nil, 0)
+        return sent < 0 && isStale(descriptor) ? real.write.unsafelyUnwrapped(descriptor, buffer, count) : sent
     case .freshStream:
         guard becameConnected(descriptor) else { return brokenPipe(0) }
         return real.write.unsafelyUnwrapped(descriptor, buffer, count)
@@ -281,7 +298,8 @@ public func shimWritev(_ descriptor: Int32, _ vector: UnsafePointer<iovec>?, _ c
         var message = msghdr()
         message.msg_iov = UnsafeMutablePointer(mutating: vector)
         message.msg_iovlen = Int(count)
-        return sendDatagram(descriptor, found, &message, 0)
+        let sent = sendDatagram(descriptor, found, &message, 0)
+        return sent < 0 && isStale(descriptor) ? real.writev.unsafelyUnwrapped(descriptor, vector, count) : sent
     case .freshStream:
         guard becameConnected(descriptor) else { return brokenPipe(0) }
         return real.writev.unsafelyUnwrapped(descriptor, vector, count)
@@ -378,7 +396,7 @@ public func shimUnderscoredSendmmsg(
 
 /// Writing to a stream that was never connected.
 @inline(never)
-private func brokenPipe(_ flags: Int32) -> Int {
+func brokenPipe(_ flags: Int32) -> Int {
     if flags & Int32(MSG_NOSIGNAL) == 0 { raise(SIGPIPE) }
     return fail(EPIPE)
 }

@@ -34,7 +34,6 @@ struct Session {
     var descriptor: Int32 = -1
     /// SO_COOKIE of the descriptor: the program may have closed it behind our back.
     var cookie: UInt64 = 0
-    var process: Int32 = 0
     /// Counts sessions: a thread that finds another number here has lost its request (fork in a signal handler).
     var generation: UInt32 = 0
     var lastRequest: UInt64 = 0
@@ -472,8 +471,7 @@ private func failSession() {
 }
 
 /// In the child of a fork: the threads that waited are not here.
-func forgetSession() {
-    session.process = alps_sys_getpid()
+private func forgetSession() {
     session.waiting = nil
     if let slots = session.slots {
         for index in 0..<slotCount { slots[index].id = 0 }
@@ -481,9 +479,9 @@ func forgetSession() {
     closeSession()
 }
 
-/// The child of a fork that ran no handlers (_Fork, clone) is recognised by its process number.
-private func dropForeignSession() {
-    guard session.process != 0, session.process != alps_sys_getpid() else { return }
+/// In the child of a fork, by whatever call: the parent's session is not ours. A new one is opened when it is needed.
+func dropForeignSession() {
+    guard alps_shim_is_new_process() != 0 else { return }
     alps_shim_lock_reset()
     forgetSession()
 }

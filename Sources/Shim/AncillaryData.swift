@@ -80,6 +80,8 @@ func noteAncillary(_ found: EntryPointer, _ level: Int32, _ name: Int32, on: Boo
     } else {
         bit = 0
     }
+    // One kind of time-stamp replaces the other.
+    if level == SOL_SOCKET, bit != 0 { found.pointee.ancillary &= ~(Entry.timestamp | Entry.timestampNanoseconds) }
     if on { found.pointee.ancillary |= bit } else { found.pointee.ancillary &= ~bit }
 }
 

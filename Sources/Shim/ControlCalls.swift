@@ -9,6 +9,7 @@ public func shimIoctl(_ descriptor: Int32, _ command: UInt, _ argument: UnsafeMu
         return real.ioctl.unsafelyUnwrapped(descriptor, command, argument)
     }
     switch command {
+    case alps_FIONREAD where found.pointee.kind == .listener: return fail(EINVAL)
     case alps_FIONREAD:
         // What lies in a stream's pair is what a read would bring.
         return found.pointee.isDatagram

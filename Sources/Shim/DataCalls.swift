@@ -127,14 +127,15 @@ public func shimRecvfrom(
         return real.recvfrom.unsafelyUnwrapped(descriptor, buffer, count, flags, address, length)
     case .stream:
         if flags & specialFlags != 0 { return receiveSpecial(descriptor, buffer, count, flags) }
+        if flags & Int32(MSG_TRUNC | MSG_PEEK) == Int32(MSG_TRUNC) { return discard(descriptor, count, flags) }
         // The pair would name the host's end; a TCP stream has no address here.
         let got = real.recvfrom.unsafelyUnwrapped(descriptor, buffer, count, flags, nil, nil)
         if address != nil, let length { length.pointee = 0 }
         return got > 0 || count == 0 ? got : finishRead(descriptor, got)
     case .datagram, .connectedDatagram: return receiveBytes(descriptor, buffer, count, flags, address, length)
     case .freshStream:
-        guard becameConnected(descriptor) else { return fail(ENOTCONN) }
-        return real.recvfrom.unsafelyUnwrapped(descriptor, buffer, count, flags, nil, nil)
+        guard becameConnected(descriptor) else { return fail(flags & Int32(MSG_OOB) != 0 ? EINVAL : ENOTCONN) }
+        return shimRecvfrom(descriptor, buffer, count, flags, address, length)
     case .listener: return fail(ENOTCONN)
     case .hidden:
         return isHidden(descriptor) ? fail(EBADF) : shimRecvfrom(descriptor, buffer, count, flags, address, length)
@@ -197,11 +198,12 @@ public func shimRecvmmsg(
         }
         return got
     }
-    var deadline = timespec()
+    var deadline: Int64 = 0
     if let timeout {
-        clock_gettime(CLOCK_MONOTONIC, &deadline)
-        deadline.tv_sec += timeout.pointee.tv_sec
-        deadline.tv_nsec += timeout.pointee.tv_nsec
+        guard timeout.pointee.tv_sec >= 0, timeout.pointee.tv_nsec >= 0, timeout.pointee.tv_nsec < 1_000_000_000 else {
+            return fail(EINVAL)
+        }
+        deadline = monotonicNanoseconds() &+ nanoseconds(timeout.pointee)
     }
     let waitForOne = Int32(MSG_WAITFORONE)
     var flags = flags
@@ -213,14 +215,42 @@ public func shimRecvmmsg(
         done += 1
         if flags & waitForOne != 0 { flags |= Int32(MSG_DONTWAIT) }
         if got == 0, kind == .stream { break }
-        if timeout != nil {
-            // As the kernel: the time is looked at after each message only.
-            var now = timespec()
-            clock_gettime(CLOCK_MONOTONIC, &now)
-            if (now.tv_sec - deadline.tv_sec) * 1_000_000_000 + (now.tv_nsec - deadline.tv_nsec) >= 0 { break }
+        if let timeout {
+            // As the kernel: the time is looked at after each message only, and what is left of it is told.
+            let left = max(deadline &- monotonicNanoseconds(), 0)
+            timeout.pointee = timespec(tv_sec: Int(left / 1_000_000_000), tv_nsec: Int(left % 1_000_000_000))
+            if left == 0 { break }
         }
     }
     return done > 0 ? Int32(done) : count == 0 ? 0 : -1
+}
+
+private func nanoseconds(_ time: timespec) -> Int64 {
+    Int64(min(time.tv_sec, 1 << 32)) * 1_000_000_000 + Int64(time.tv_nsec)
+}
+
+private func monotonicNanoseconds() -> Int64 {
+    var now = timespec()
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return nanoseconds(now)
+}
+
+/// MSG_TRUNC on a stream: what is read is thrown away (tcp(7)), the buffer need not be there.
+@inline(never)
+private func discard(_ descriptor: Int32, _ count: Int, _ flags: Int32) -> Int {
+    var scrap = [4096 of UInt8](repeating: 0)
+    var flags = flags & ~Int32(MSG_TRUNC)
+    var done = 0
+    while done < count {
+        let wanted = min(count - done, 4096)
+        let got = withUnsafeMutableBytes(of: &scrap) {
+            real.recvfrom.unsafelyUnwrapped(descriptor, $0.baseAddress, wanted, flags, nil, nil)
+        }
+        guard got > 0 else { return done > 0 ? done : finishRead(descriptor, got) }
+        done += got
+        if flags & Int32(MSG_WAITALL) == 0 { flags |= Int32(MSG_DONTWAIT) }
+    }
+    return done
 }
 
 /// MSG_OOB and MSG_ERRQUEUE on a stream.

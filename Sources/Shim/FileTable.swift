@@ -45,6 +45,8 @@ struct Entry {
     static var dead: UInt8 { 4 }
     /// `ancillary` is up to date.
     static var ancillaryKnown: UInt8 { 8 }
+    /// What is sent is held back by the host until a call without MSG_MORE.
+    static var heldBack: UInt8 { 32 }
     /// SO_RCVBUF or SO_SNDBUF were set.
     static var buffersSet: UInt8 { 16 }
 

@@ -16,6 +16,7 @@ enum ClientIoctl {
             return store(&data, Int32(waiting))
         case Int32(TIOCOUTQ):
             guard let socket else { return EBADF }
+            guard !socket.isListening else { return EINVAL }
             return store(&data, Int32(socket.sendQueued))
         case Int32(SIOCATMARK):
             guard let socket, socket.isStream else { return EINVAL }

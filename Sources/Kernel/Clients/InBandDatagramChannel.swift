@@ -9,6 +9,11 @@ final class InBandDatagramChannel: Channel {
     /// What the messages of no bytes stand for, oldest first.
     private var events: [alps_datagram_event] = []
     private var errorTold = false
+    /// What is held back by UDP_CORK, and whether anything is.
+    private var held: [UInt8] = []
+    private var heldAny = false
+    private var heldDestination: alps_sockaddr?
+    private static let largestPayload = 65507
     /// There may be messages that have not been looked at.
     private var mayHaveUnread = true
     /// Datagrams one socket may send in one turn.
@@ -75,6 +80,11 @@ final class InBandDatagramChannel: Channel {
                 destination = stackAddress(header.address)
             }
         }
+        if heldAny || socket.isCorked { return hold(payload, destination) }
+        send(payload, to: destination)
+    }
+
+    private func send(_ payload: UnsafeRawBufferPointer, to destination: alps_sockaddr?) {
         let pool = kernel.mbufs
         let packet = payload.count <= 160
             ? pool.packet(headroom: 128) : pool.cluster(headroom: 128, capacity: payload.count)
@@ -86,6 +96,21 @@ final class InBandDatagramChannel: Channel {
         }
         let status = socket.sendDatagram(packet, to: destination)
         if status != 0, status != ENOBUFS { fail(status) }
+    }
+
+    /// Adds to the datagram that is held back; it goes where its first part was sent to.
+    private func hold(_ payload: UnsafeRawBufferPointer, _ destination: alps_sockaddr?) {
+        if !heldAny { heldDestination = destination }
+        guard held.count + payload.count <= Self.largestPayload else { return fail(EMSGSIZE) }
+        held += payload
+        heldAny = true
+    }
+
+    override func uncorked(_ socket: Socket) {
+        guard heldAny else { return }
+        held.withUnsafeBytes { send($0, to: heldDestination) }
+        held = []
+        heldAny = false
     }
 
     /// The program's call has long returned: what it would have been told is told by the next one.

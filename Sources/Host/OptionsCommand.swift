@@ -30,7 +30,7 @@ struct OptionsCommand: ParsableCommand {
     }
 
     func run() throws {
-        if markdown { return print(SocketOption.markdown, terminator: "") }
+        if markdown { return print(SocketOption.markdown + SocketRequest.markdown, terminator: "") }
         let rows = SocketOption.all.map { option in
             var error = ""
             if case .refused(let number) = option.treatment { error = SocketOption.errorName(number) }
@@ -38,6 +38,13 @@ struct OptionsCommand: ParsableCommand {
                 level: option.level.name, number: option.number, name: option.name, sockets: option.sockets.text,
                 treatment: option.treatmentName, error: error, note: option.note)
         }
+            + SocketRequest.all.map { request in
+                var error = ""
+                if case .refused(let number) = request.treatment { error = SocketOption.errorName(number) }
+                return Row(
+                    level: "ioctl", number: request.number, name: request.name, sockets: "",
+                    treatment: error.isEmpty ? "acts" : "refused", error: error, note: request.note)
+            }
         if json {
             let encoder = JSONEncoder()
             encoder.outputFormatting = [.prettyPrinted, .sortedKeys]

@@ -9,6 +9,7 @@ func giveAncillary(
     _ found: EntryPointer, _ message: UnsafeMutablePointer<msghdr>, _ header: inout alps_datagram_header
 ) {
     guard message.pointee.msg_control != nil, message.pointee.msg_controllen > 0 else {
+        if found.pointee.ancillary != 0 { message.pointee.msg_flags |= Int32(MSG_CTRUNC) }
         message.pointee.msg_controllen = 0
         return
     }

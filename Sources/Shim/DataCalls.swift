@@ -6,6 +6,7 @@ import ClientAPI
 
 /// Flags whose meaning a pair does not have.
 private var specialFlags: Int32 { Int32(MSG_OOB | MSG_ERRQUEUE) }
+private var fastOpen: Int32 { 0x2000_0000 }  // MSG_FASTOPEN
 
 /// The kind of a descriptor for a call that only sockets have.
 @inline(__always)
@@ -132,7 +133,10 @@ public func shimRecvfrom(
         let got = real.recvfrom.unsafelyUnwrapped(descriptor, buffer, count, flags, nil, nil)
         if address != nil, let length { length.pointee = 0 }
         return got > 0 || count == 0 ? got : finishRead(descriptor, got)
-    case .datagram, .connectedDatagram: return receiveBytes(descriptor, buffer, count, flags, address, length)
+    case .datagram, .connectedDatagram:
+        let got = receiveBytes(descriptor, buffer, count, flags, address, length)
+        guard got < 0, isStale(descriptor) else { return got }
+        return real.recvfrom.unsafelyUnwrapped(descriptor, buffer, count, flags, address, length)
     case .freshStream:
         guard becameConnected(descriptor) else { return fail(flags & Int32(MSG_OOB) != 0 ? EINVAL : ENOTCONN) }
         return shimRecvfrom(descriptor, buffer, count, flags, address, length)
@@ -361,10 +365,18 @@ public func shimSendto(
         if flags & Int32(MSG_OOB) != 0 { return sendUrgent(descriptor, buffer, count, flags) }
         let sent = real.sendto.unsafelyUnwrapped(descriptor, buffer, count, flags, nil, 0)
         return sent >= 0 ? sent : finishWrite(descriptor)
-    case .datagram, .connectedDatagram: return sendBytes(descriptor, buffer, count, flags, address, length)
+    case .datagram, .connectedDatagram:
+        let sent = sendBytes(descriptor, buffer, count, flags, address, length)
+        guard sent < 0, isStale(descriptor) else { return sent }
+        return real.sendto.unsafelyUnwrapped(descriptor, buffer, count, flags, address, length)
     case .freshStream:
-        guard becameConnected(descriptor) else { return brokenPipe(flags) }
-        return real.sendto.unsafelyUnwrapped(descriptor, buffer, count, flags, nil, 0)
+        if flags & fastOpen != 0, address != nil {
+            // Without a cookie of the peer's, Linux connects first too (RFC 7413, 4.1.3).
+            guard shimConnect(descriptor, address, length) == 0 else { return -1 }
+        } else {
+            guard becameConnected(descriptor) else { return brokenPipe(flags) }
+        }
+        return shimSendto(descriptor, buffer, count, flags & ~fastOpen, nil, 0)
     case .listener: return brokenPipe(flags)
     case .hidden:
         return isHidden(descriptor) ? fail(EBADF) : shimSendto(descriptor, buffer, count, flags, address, length)
@@ -389,7 +401,9 @@ public func shimSendmsg(_ descriptor: Int32, _ message: UnsafePointer<msghdr>?, 
         return sent >= 0 ? sent : finishWrite(descriptor)
     case .datagram, .connectedDatagram:
         guard let found = entry(of: descriptor) else { return fail(EBADF) }
-        return sendDatagram(descriptor, found, message, flags)
+        let sent = sendDatagram(descriptor, found, message, flags)
+        guard sent < 0, isStale(descriptor) else { return sent }
+        return real.sendmsg.unsafelyUnwrapped(descriptor, message, flags)
     case .freshStream:
         guard becameConnected(descriptor) else { return brokenPipe(flags) }
         return shimSendmsg(descriptor, message, flags)

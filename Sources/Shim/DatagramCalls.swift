@@ -233,9 +233,11 @@ func sendDatagram(
     let quiet = flags | Int32(MSG_NOSIGNAL)
     var sent: Int
     if found.pointee.kind == .connectedDatagram {
-        if let target, target.address != found.pointee.peerAddress || target.port != found.pointee.peerPort {
-            // As BSD: a connected socket sends to its peer only. Linux would let it.
-            return fail(EISCONN)
+        let isElsewhere = target.map {
+            $0.address != found.pointee.peerAddress || $0.port != found.pointee.peerPort
+        }
+        if isElsewhere == true || message.pointee.msg_controllen > 0 {
+            return sendThroughSession(found, message, isElsewhere == true ? target : nil, total)
         }
         var inner = message.pointee
         inner.msg_name = nil
@@ -246,9 +248,8 @@ func sendDatagram(
     } else {
         guard let target else {
             // Another holder may have connected it.
-            guard let again = refresh(descriptor), again.pointee.kind == .connectedDatagram else {
-                return fail(EDESTADDRREQ)
-            }
+            guard let again = refresh(descriptor) else { return fail(ENOTSOCK) }
+            guard again.pointee.kind == .connectedDatagram else { return fail(EDESTADDRREQ) }
             return sendDatagram(descriptor, again, message, flags)
         }
         if target.port == 0, found.pointee.protocolNumber == UInt16(IPPROTO_UDP) { return fail(EINVAL) }
@@ -273,6 +274,30 @@ func sendDatagram(
         return fail(trueError(found, fallback: error == EPIPE ? EPIPE : ENETDOWN))
     }
     return sent
+}
+
+/// A datagram that a connected socket sends elsewhere than to its peer, or with control messages: bare messages of the pair
+/// cannot say so.
+@inline(never)
+private func sendThroughSession(
+    _ found: EntryPointer, _ message: UnsafePointer<msghdr>, _ target: Endpoint?, _ count: Int
+) -> Int {
+    if let target, target.port == 0, found.pointee.protocolNumber == UInt16(IPPROTO_UDP) { return fail(EINVAL) }
+    guard count + headerSize <= Int(ALPS_FRAME_MAX_PAYLOAD) else { return fail(EMSGSIZE) }
+    var header = alps_datagram_header()
+    header.magic = ALPS_DATAGRAM_MAGIC
+    if let target { header.address = clientAddress(target) }
+    readAncillary(message, &header)
+    guard let memory = alps_map_anonymous(max(count, 1)) else { return fail(ENOBUFS) }
+    var done = 0
+    for index in 0..<Int(message.pointee.msg_iovlen) {
+        let part = message.pointee.msg_iov[index]
+        if part.iov_len > 0, let bytes = part.iov_base { memcpy(memory + done, bytes, part.iov_len) }
+        done += part.iov_len
+    }
+    let reply = ask(ALPS_OP_SEND_DATAGRAM, about: found, &header, headerSize, tail: memory, count)
+    munmap(memory, max(count, 1))
+    return reply.error == 0 ? count : fail(controlError(reply.error))
 }
 
 /// MSG_MORE: parts of one datagram. The host holds them back, as with UDP_CORK, until the last one. nil: not UDP.

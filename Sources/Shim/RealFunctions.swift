@@ -48,6 +48,10 @@ struct RealFunctions {
         )? = nil
     var preadv2: (@convention(c) (Int32, UnsafePointer<iovec>?, Int32, off_t, Int32) -> Int)? = nil
     var pwritev2: (@convention(c) (Int32, UnsafePointer<iovec>?, Int32, off_t, Int32) -> Int)? = nil
+    var setuid: (@convention(c) (uid_t) -> Int32)? = nil
+    var seteuid: (@convention(c) (uid_t) -> Int32)? = nil
+    var setreuid: (@convention(c) (uid_t, uid_t) -> Int32)? = nil
+    var setresuid: (@convention(c) (uid_t, uid_t, uid_t) -> Int32)? = nil
     var setrlimit: (@convention(c) (UInt32, UnsafePointer<rlimit>?) -> Int32)? = nil
     var prlimit: (@convention(c) (pid_t, UInt32, UnsafePointer<rlimit>?, UnsafeMutablePointer<rlimit>?) -> Int32)? =
         nil
@@ -154,6 +158,10 @@ func findRealFunctions() {
     found.splice = next("splice", type(of: found.splice))
     found.preadv2 = next("preadv2", type(of: found.preadv2))
     found.pwritev2 = next("pwritev2", type(of: found.pwritev2))
+    found.setuid = next("setuid", type(of: found.setuid))
+    found.seteuid = next("seteuid", type(of: found.seteuid))
+    found.setreuid = next("setreuid", type(of: found.setreuid))
+    found.setresuid = next("setresuid", type(of: found.setresuid))
     found.setrlimit = next("setrlimit", type(of: found.setrlimit))
     found.prlimit = next("prlimit", type(of: found.prlimit))
     found.fexecve = next("fexecve", type(of: found.fexecve))

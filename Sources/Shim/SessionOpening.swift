@@ -5,7 +5,9 @@ import ShimEntry
 /// Makes sure that there is a session; under the lock, signals blocked.
 func ensureSession() -> Bool {
     if session.descriptor >= 0 {
-        if cookie(of: session.descriptor) == session.cookie { return true }
+        // Those who wait for answers get them first.
+        let isWanted = !session.isOutdated || session.waiting != nil
+        if isWanted, cookie(of: session.descriptor) == session.cookie { return true }
         // A child of vfork that closed it: the parent, whose state this is, still has it.
         if alps_shim_borrows_memory() != 0 { return false }
         closeSession()
@@ -67,6 +69,8 @@ private func adopt(_ descriptor: Int32) {
     if high >= 0 { _ = alps_sys_close(descriptor) }
     session.descriptor = high >= 0 ? high : descriptor
     session.cookie = cookie(of: session.descriptor)
+    session.user = geteuid()
+    session.isOutdated = false
     session.reader = nil
     hide(session.descriptor)
 }

@@ -121,7 +121,10 @@ public func shimListen(_ descriptor: Int32, _ backlog: Int32) -> Int32 {
     guard let found = stackSocket(descriptor) else { return real.listen.unsafelyUnwrapped(descriptor, backlog) }
     var backlog = backlog
     let reply = ask(ALPS_OP_LISTEN, about: found, &backlog, 4)
-    if reply.error == 0, found.pointee.isStream { found.pointee.kind = .listener }
+    if reply.error == 0, found.pointee.isStream, found.pointee.kind != .listener {
+        found.pointee.kind = .listener
+        stopUp(descriptor)
+    }
     return result(reply)
 }
 

@@ -60,6 +60,17 @@ int alps_shim_resolving(void) {
     return 0;
 }
 
+long alps_shim_wait_for_end(int fd, void *pending) {
+    static ssize_t (*next)(int, void *, size_t, int);
+    if (!next) next = (ssize_t (*)(int, void *, size_t, int))alps_shim_next("recv");
+    char byte;
+    ssize_t got;
+    pthread_cleanup_push(alps_shim_abandon, pending);
+    got = next(fd, &byte, 1, 0);
+    pthread_cleanup_pop(0);
+    return got;
+}
+
 // MARK: variadic entry points. Every argument is one register wide.
 
 int ioctl(int fd, unsigned long request, ...) {

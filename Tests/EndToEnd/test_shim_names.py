@@ -28,7 +28,7 @@ WANTED = {
     "processes": "fork __fork _Fork vfork __vfork clone __clone posix_spawn posix_spawnp execve execv execl execlp execle "
                  "execvp execvpe fexecve execveat syscall prctl",
     "signals": "sigaction __sigaction signal sysv_signal __sysv_signal siginterrupt",
-    "identity": "setuid chroot setrlimit setrlimit64 prlimit prlimit64 _exit",
+    "identity": "setuid seteuid setreuid setresuid chroot setrlimit setrlimit64 prlimit prlimit64 _exit",
     "lookups": "getaddrinfo getnameinfo gethostbyname gethostbyname_r gethostbyname2 gethostbyname2_r gethostbyaddr "
                "gethostbyaddr_r gethostent sethostent endhostent getaddrinfo_a gai_suspend gai_error gai_cancel "
                "res_query res_search res_querydomain res_send res_nquery res_nsearch res_nquerydomain res_nsend "
@@ -52,7 +52,7 @@ LEFT_ALONE = {
     "the child is recognised by memory that a fork empties": "fork __fork _Fork",
     "signals are not deferred: the kernel's calls do the waiting": "sigaction __sigaction signal sysv_signal "
                                                                    "__sysv_signal siginterrupt",
-    "sockets are used by whoever holds them, and the doorway needs no path": "setuid chroot _exit",
+    "sockets are used by whoever holds them, and the doorway needs no path": "chroot _exit",
     "reads a file": "gethostent sethostent endhostent",
     "frees what if_nameindex made, which has libc's form": "if_freenameindex",
     "right for streams, since libc reads and writes the pair; not for datagrams":

@@ -115,7 +115,7 @@ def test_what_is_refused_is_refused(results, table):
     untried = {"TCP_MD5SIG", "TCP_MD5SIG_EXT", "IP_MSFILTER", "MCAST_MSFILTER", "MCAST_BLOCK_SOURCE",
                "MCAST_UNBLOCK_SOURCE", "MCAST_JOIN_SOURCE_GROUP", "MCAST_LEAVE_SOURCE_GROUP"}
     for row in table:
-        if row["treatment"] == "refused" and row["name"] not in untried:
+        if row["level"] != "ioctl" and row["treatment"] == "refused" and row["name"] not in untried:
             errors = refused[row["name"], row["sockets"]]
             error = "ENOTSUP" if row["error"] == "EOPNOTSUPP" else row["error"]
             assert error in errors and errors <= {"0", "EINVAL", error}, (row, errors)
@@ -146,3 +146,38 @@ def test_the_document_has_the_table():
     _, _, rest = text.partition("<!-- made by: alps options --markdown -->\n")
     listed, end, _ = rest.partition("<!-- end -->")
     assert end and listed == made, "run scripts/option-list"
+
+
+# Requests of ioctl that differ, with the reason.
+OTHER_REQUESTS = {
+    0x8906: "the kernel has a time once a packet has come", 0x8907: "the same",
+    0x8910: "numbers of interfaces",
+    0x8902: "FIOGETOWN and its like are the pair's", 0x8901: "the same", 0x8903: "the same", 0x8904: "the same",
+    0x8940: "bridges", 0x8941: "bridges", 0x89a0: "bridges", 0x89a1: "bridges", 0x89a2: "bridges", 0x89a3: "bridges",
+    0x894c: "namespaces", 0x89e0: "multicast routing", 0x89e1: "multicast routing",
+    0x8946: "the kernel looks behind a pointer first",
+    0x8991: "bonds", 0x8992: "bonds", 0x8993: "bonds", 0x8994: "bonds", 0x8995: "bonds", 0x8990: "bonds",
+    0x89b0: "the kernel looks behind a pointer first",
+}
+
+
+def test_requests_are_as_on_the_kernel(stack, table):
+    program = PROGRAM.parent / "requests.py"
+    kernel, ours = [run("python3", program, name).stdout.splitlines()
+                    for run, name in ((stack.outside, "lo"), (stack.run, "lo0"))]
+    assert len(kernel) == len(ours) > 1000
+    refused = {row["number"]: row["error"] for row in table if row["level"] == "ioctl" and row["treatment"] == "refused"}
+    known = {row["number"] for row in table if row["level"] == "ioctl"}
+    wrong = []
+    for line, mine in zip(kernel, ours):
+        kind, number, which, result = line.split()
+        own = mine.split()[-1].replace("ENOTSUP", "EOPNOTSUPP")
+        number = int(number, 16)
+        if own == result.replace("ENOTSUP", "EOPNOTSUPP") or number in OTHER_REQUESTS:
+            continue
+        if number in refused:
+            # Refused as the table says.
+            assert own in (refused[number], "ENODEV", "EPFNOSUPPORT"), mine
+        else:
+            wrong.append((line, own, "in the table" if number in known else "not in the table"))
+    assert not wrong, "\n".join(map(str, wrong[:40]))

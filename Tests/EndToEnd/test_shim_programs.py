@@ -36,6 +36,11 @@ def assert_same(stack, program, *arguments, **options):
     assert ours == kernel
 
 
-@pytest.mark.parametrize("name", ["transfer", "messages"])
+@pytest.mark.parametrize("name", ["transfer", "messages", "descriptors", "processes", "stdio", "confinement", "waiting", "ancillary"])
 def test_calls_do_what_they_do_on_the_kernel(stack, build, name):
     assert_same(stack, build(name))
+
+
+def test_signals_and_cancellation(stack, build):
+    """With an address on the tap that nobody has, so that a connection attempt goes on."""
+    assert_same(stack, build("signals"), "10.11.12.99")

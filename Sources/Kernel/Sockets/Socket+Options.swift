@@ -292,6 +292,14 @@ extension Socket {
         return counts.withUnsafeBytes { Array($0) }
     }
 
+    /// SIOCOUTQNSD: what has never been sent, out of struct tcp_info's tcpi_notsent_bytes.
+    package var notSent: Int32 {
+        let place = 144
+        let (error, value) = transportControl(set: false, SocketOption.Level.tcp.rawValue, 11, [], capacity: 256)
+        guard error == 0, value.count >= place + 4 else { return Int32(clamping: sendQueued) }
+        return value.withUnsafeBytes { $0.loadUnaligned(fromByteOffset: place, as: Int32.self) }
+    }
+
     /// UDP_CORK: what is sent is held back, and goes as one datagram.
     private func setCork(_ on: Bool) {
         let wasCorked = isCorked

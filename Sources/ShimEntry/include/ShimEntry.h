@@ -32,7 +32,11 @@ int alps_shim_borrows_memory(void);
 /// Leaves memory to the parent, in which it is mapped; at least 24 bytes at its start are overwritten.
 void alps_shim_keep_mapping(void *memory, size_t bytes);
 
+/// Receives on `fd` until its end; interruptible and a cancellation point, at which `pending` is abandoned.
+long alps_shim_wait_for_end(int fd, void *pending);
+
 // What the entry points call; Swift.
+void alps_shim_abandon(void *pending);
 void alps_shim_ready(void);
 int alps_shim_is_active(void);
 /// True if datagrams in this descriptor's pair have a header in front.

@@ -199,6 +199,8 @@ package struct SocketOption: Sendable {
         case EPROTO: "EPROTO"
         case EBADF: "EBADF"
         case EMSGSIZE: "EMSGSIZE"
+        case ENXIO: "ENXIO"
+        case ENOPKG: "ENOPKG"
         default: "errno \(error)"
         }
     }

@@ -47,7 +47,7 @@ let package = Package(
         // Embedded side.
         .target(name: "PluginKit", dependencies: ["PluginAPI"], path: "Sources/PluginKit", swiftSettings: embedded()),
         .target(name: "CLibc", path: "Sources/CLibc"),
-        .target(name: "ShimEntry", dependencies: ["ClientAPI"], path: "Sources/ShimEntry"),
+        .target(name: "ShimEntry", dependencies: ["ClientAPI", "CLibc"], path: "Sources/ShimEntry"),
         .target(
             name: "Shim", dependencies: ["ClientAPI", "CLibc", "ShimEntry"], path: "Sources/Shim",
             exclude: ["exports.map"], swiftSettings: embedded(),

@@ -211,11 +211,12 @@ extension UnsafeMutablePointer where Pointee == Instance {
         guard length >= 8 else { return ALPS_EINVAL }
         let group = value.loadUnaligned(as: UInt32.self)
         let address = value.loadUnaligned(fromByteOffset: 4, as: UInt32.self)
+        guard AddressClass.isMulticast(group) else { return joins ? ALPS_EINVAL : ALPS_EADDRNOTAVAIL }
         var index: UInt32 = 0
         if length >= 12 { index = UInt32(bitPattern: value.loadUnaligned(fromByteOffset: 8, as: Int32.self)) }
         if index == 0, address != 0 {
             index = interface(of: address)
-            guard index != 0 else { return ALPS_ENODEV }
+            guard index != 0 else { return joins ? ALPS_ENODEV : ALPS_EADDRNOTAVAIL }
         }
         return joins ? join(netpcb, group, index) : leave(netpcb, group, index)
     }

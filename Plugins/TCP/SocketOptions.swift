@@ -25,6 +25,15 @@ private enum Option {
 
 private var second: UInt64 { UInt64(ALPS_NSEC_PER_SEC) }
 
+/// TCP_LINGER2 below 0: FIN-WAIT-2 ends at once.
+private var noLinger2: UInt64 { 1 }
+
+/// How many seconds so many SYN, ACKs take: one, two, four ... up to two minutes each.
+private func deferTime(_ count: UInt32) -> UInt64 {
+    let doubling = min(count, 7)
+    return (1 << UInt64(doubling)) - 1 + UInt64(count - doubling) * 120
+}
+
 func tcpControlOutput(
     _ context: UnsafeMutableRawPointer, _ socket: Socket, _ set: Int32, _ level: Int32, _ name: Int32,
     _ value: UnsafeMutableRawPointer, _ length: UnsafeMutablePointer<UInt32>
@@ -71,21 +80,20 @@ extension UnsafeMutablePointer where Pointee == Connection {
             guard number >= 1, number <= 127 else { return ALPS_EINVAL }
             pointee.synCount = UInt32(positive)
         case Option.linger2:
-            pointee.linger2 = number < 0 ? 1 : min(positive, 120) * second
+            pointee.linger2 = number < 0 ? noLinger2 : min(positive, 120) * second
         case Option.deferAccept:
             // Seconds, kept as the number of SYN, ACKs that take so long (RFC 6298 backoff from one second).
             var count: UInt32 = 0
-            var time: UInt64 = 0
-            while time < positive, count < 8 {
-                time += 1 << UInt64(count)
-                count += 1
-            }
+            while deferTime(count) < positive, count < 255 { count += 1 }
             pointee.deferAccept = count
         case Option.windowClamp:
-            pointee.windowClamp = UInt32(positive)
+            // 0: none. As Linux, not below half of the smallest receive buffer.
+            pointee.windowClamp = number == 0 ? 0 : max(UInt32(bitPattern: number), 1152)
         case Option.quickAck:
             set(.quickAck, number != 0)
-            if number != 0 {
+            if number == 0 {
+                set(.interactive)
+            } else {
                 clear(.interactive)
                 if has(.ackDelayed) {
                     set(.ackNow)
@@ -123,10 +131,14 @@ extension UnsafeMutablePointer where Pointee == Connection {
         case Option.keepCount: number = Int32(truncatingIfNeeded: keepCount)
         case Option.synCount: number = pointee.synCount != 0 ? Int32(pointee.synCount) : 7
         case Option.linger2:
+            if pointee.linger2 == noLinger2 {
+                number = -1
+                break
+            }
             let time = pointee.linger2 != 0 ? pointee.linger2 : instance.nanoseconds(.finWait2Timeout)
             number = Int32(truncatingIfNeeded: time / second)
         case Option.deferAccept:
-            number = Int32((UInt32(1) << pointee.deferAccept) - 1)
+            number = Int32(truncatingIfNeeded: deferTime(pointee.deferAccept))
         case Option.windowClamp: number = Int32(truncatingIfNeeded: pointee.windowClamp)
         case Option.quickAck: number = has(.interactive) && !has(.quickAck) ? 0 : 1
         case Option.userTimeout:

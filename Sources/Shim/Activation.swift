@@ -48,6 +48,7 @@ nonisolated(unsafe) let shimInitialiser:
 func setUp() {
     let error = alps_errno()
     findRealFunctions()
+    alps_shim_process_begin()
     let socketPath = variable("ALPS_SOCKET")
     let doorway = variable("ALPS_DOORWAY")
     if socketPath != nil || doorway != nil, mapFileTable() {
@@ -67,11 +68,16 @@ func setUp() {
     alps_set_errno(error)
 }
 
-/// In the child of a fork: the parent's session is not ours. A new one is opened when it is first needed.
 @c
-func alpsShimAfterFork() {
-    alps_shim_lock_reset()
-    forgetSession()
+func alpsShimAfterFork() { dropForeignSession() }
+
+@c(alps_shim_ready)
+public func readyForEntryPoints() { ensureReady() }
+
+@c(alps_shim_is_active)
+public func isActive() -> Int32 {
+    ensureReady()
+    return activation.active ? 1 : 0
 }
 
 @c(alps_shim_confined)

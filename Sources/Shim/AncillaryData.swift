@@ -9,6 +9,7 @@ func giveAncillary(
     _ found: EntryPointer, _ message: UnsafeMutablePointer<msghdr>, _ header: inout alps_datagram_header
 ) {
     guard message.pointee.msg_control != nil, message.pointee.msg_controllen > 0 else {
+        if found.pointee.ancillary != 0 { message.pointee.msg_flags |= Int32(MSG_CTRUNC) }
         message.pointee.msg_controllen = 0
         return
     }
@@ -80,6 +81,8 @@ func noteAncillary(_ found: EntryPointer, _ level: Int32, _ name: Int32, on: Boo
     } else {
         bit = 0
     }
+    // One kind of time-stamp replaces the other.
+    if level == SOL_SOCKET, bit != 0 { found.pointee.ancillary &= ~(Entry.timestamp | Entry.timestampNanoseconds) }
     if on { found.pointee.ancillary |= bit } else { found.pointee.ancillary &= ~bit }
 }
 

@@ -94,6 +94,16 @@ private func plug(_ descriptor: Int32) -> UInt32 {
     return filled
 }
 
+/// Makes a listener's pair unwritable for ever: nothing is written to it, and poll() must not say that it could be.
+func stopUp(_ descriptor: Int32) {
+    let error = alps_errno()
+    // The kernel's smallest, which takes little memory to fill.
+    var size: Int32 = 0
+    _ = alps_sys_setsockopt(descriptor, SOL_SOCKET, SO_SNDBUF, &size, 4)
+    _ = plug(descriptor)
+    alps_set_errno(error)
+}
+
 /// One send of `count` bytes at most, made of the same page again and again.
 private func sendRepeated(_ descriptor: Int32, _ page: UnsafeMutableRawBufferPointer, _ count: Int) -> Int {
     var parts = [32 of iovec](repeating: iovec(iov_base: nil, iov_len: 0))

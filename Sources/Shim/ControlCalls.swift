@@ -9,6 +9,7 @@ public func shimIoctl(_ descriptor: Int32, _ command: UInt, _ argument: UnsafeMu
         return real.ioctl.unsafelyUnwrapped(descriptor, command, argument)
     }
     switch command {
+    case alps_FIONREAD where found.pointee.kind == .listener: return fail(EINVAL)
     case alps_FIONREAD:
         // What lies in a stream's pair is what a read would bring.
         return found.pointee.isDatagram
@@ -21,6 +22,10 @@ public func shimIoctl(_ descriptor: Int32, _ command: UInt, _ argument: UnsafeMu
     default:
         let size = argumentSize(command)
         guard let argument else { return fail(EFAULT) }
+        if command == alps_SIOCATMARK, found.pointee.kind == .stream {
+            // The host knows where the mark is, the pair how far the program has read.
+            guard real.ioctl.unsafelyUnwrapped(descriptor, alps_FIONREAD, argument) == 0 else { return -1 }
+        }
         var request = alps_ioctl_request(command: UInt64(command), length: UInt32(size), reserved: 0)
         let reply = ask(
             ALPS_OP_IOCTL, about: found, &request, MemoryLayout<alps_ioctl_request>.size, tail: argument, size,

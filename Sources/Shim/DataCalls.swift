@@ -6,10 +6,11 @@ import ClientAPI
 
 /// Flags whose meaning a pair does not have.
 private var specialFlags: Int32 { Int32(MSG_OOB | MSG_ERRQUEUE) }
+private var fastOpen: Int32 { 0x2000_0000 }  // MSG_FASTOPEN
 
 /// The kind of a descriptor for a call that only sockets have.
 @inline(__always)
-private func socketKind(_ descriptor: Int32) -> Kind {
+func socketKind(_ descriptor: Int32) -> Kind {
     let known = kind(of: descriptor)
     guard known == .unknown else { return known }
     return probe(descriptor)?.pointee.kind ?? .native
@@ -28,7 +29,9 @@ public func shimRead(_ descriptor: Int32, _ buffer: UnsafeMutableRawPointer?, _ 
     case .unknown:
         let got = real.read.unsafelyUnwrapped(descriptor, buffer, count)
         return got >= MemoryLayout<alps_datagram_header>.size ? stripInherited(descriptor, buffer, got) : got
-    case .datagram, .connectedDatagram: return receiveBytes(descriptor, buffer, count, 0, nil, nil)
+    case .datagram, .connectedDatagram:
+        let got = receiveBytes(descriptor, buffer, count, 0, nil, nil)
+        return got < 0 && isStale(descriptor) ? real.read.unsafelyUnwrapped(descriptor, buffer, count) : got
     case .freshStream:
         guard becameConnected(descriptor) else { return fail(ENOTCONN) }
         return real.read.unsafelyUnwrapped(descriptor, buffer, count)
@@ -63,13 +66,22 @@ public func shimReadv(_ descriptor: Int32, _ vector: UnsafePointer<iovec>?, _ co
         var message = msghdr()
         message.msg_iov = UnsafeMutablePointer(mutating: vector)
         message.msg_iovlen = Int(count)
-        return receiveDatagram(descriptor, found, &message, 0)
+        let got = receiveDatagram(descriptor, found, &message, 0)
+        return got < 0 && isStale(descriptor) ? real.readv.unsafelyUnwrapped(descriptor, vector, count) : got
     case .freshStream:
         guard becameConnected(descriptor) else { return fail(ENOTCONN) }
         return real.readv.unsafelyUnwrapped(descriptor, vector, count)
     case .listener: return fail(ENOTCONN)
     case .hidden: return isHidden(descriptor) ? fail(EBADF) : shimReadv(descriptor, vector, count)
     }
+}
+
+/// After a failure: true if the number was a datagram socket's, is no socket's any more, and the call has to be made again.
+@inline(never)
+func isStale(_ descriptor: Int32) -> Bool {
+    guard alps_errno() == ENOTSOCK else { return false }
+    clearEntry(descriptor)
+    return true
 }
 
 /// A read from a descriptor nobody has looked at brought what may be a datagram with its header.
@@ -116,14 +128,18 @@ public func shimRecvfrom(
         return real.recvfrom.unsafelyUnwrapped(descriptor, buffer, count, flags, address, length)
     case .stream:
         if flags & specialFlags != 0 { return receiveSpecial(descriptor, buffer, count, flags) }
+        if flags & Int32(MSG_TRUNC | MSG_PEEK) == Int32(MSG_TRUNC) { return discard(descriptor, count, flags) }
         // The pair would name the host's end; a TCP stream has no address here.
         let got = real.recvfrom.unsafelyUnwrapped(descriptor, buffer, count, flags, nil, nil)
         if address != nil, let length { length.pointee = 0 }
         return got > 0 || count == 0 ? got : finishRead(descriptor, got)
-    case .datagram, .connectedDatagram: return receiveBytes(descriptor, buffer, count, flags, address, length)
+    case .datagram, .connectedDatagram:
+        let got = receiveBytes(descriptor, buffer, count, flags, address, length)
+        guard got < 0, isStale(descriptor) else { return got }
+        return real.recvfrom.unsafelyUnwrapped(descriptor, buffer, count, flags, address, length)
     case .freshStream:
-        guard becameConnected(descriptor) else { return fail(ENOTCONN) }
-        return real.recvfrom.unsafelyUnwrapped(descriptor, buffer, count, flags, nil, nil)
+        guard becameConnected(descriptor) else { return fail(flags & Int32(MSG_OOB) != 0 ? EINVAL : ENOTCONN) }
+        return shimRecvfrom(descriptor, buffer, count, flags, address, length)
     case .listener: return fail(ENOTCONN)
     case .hidden:
         return isHidden(descriptor) ? fail(EBADF) : shimRecvfrom(descriptor, buffer, count, flags, address, length)
@@ -180,13 +196,18 @@ public func shimRecvmmsg(
     ensureReady()
     let kind = socketKind(descriptor)
     guard let messages, kind != .native, kind != .unknown, kind != .hidden else {
-        return real.recvmmsg.unsafelyUnwrapped(descriptor, messages, count, flags, timeout)
+        let got = real.recvmmsg.unsafelyUnwrapped(descriptor, messages, count, flags, timeout)
+        if got > 0, let messages {
+            for index in 0..<Int(got) { forgetPassed(&messages[index].msg_hdr) }
+        }
+        return got
     }
-    var deadline = timespec()
+    var deadline: Int64 = 0
     if let timeout {
-        clock_gettime(CLOCK_MONOTONIC, &deadline)
-        deadline.tv_sec += timeout.pointee.tv_sec
-        deadline.tv_nsec += timeout.pointee.tv_nsec
+        guard timeout.pointee.tv_sec >= 0, timeout.pointee.tv_nsec >= 0, timeout.pointee.tv_nsec < 1_000_000_000 else {
+            return fail(EINVAL)
+        }
+        deadline = monotonicNanoseconds() &+ nanoseconds(timeout.pointee)
     }
     let waitForOne = Int32(MSG_WAITFORONE)
     var flags = flags
@@ -198,14 +219,42 @@ public func shimRecvmmsg(
         done += 1
         if flags & waitForOne != 0 { flags |= Int32(MSG_DONTWAIT) }
         if got == 0, kind == .stream { break }
-        if timeout != nil {
-            // As the kernel: the time is looked at after each message only.
-            var now = timespec()
-            clock_gettime(CLOCK_MONOTONIC, &now)
-            if (now.tv_sec - deadline.tv_sec) * 1_000_000_000 + (now.tv_nsec - deadline.tv_nsec) >= 0 { break }
+        if let timeout {
+            // As the kernel: the time is looked at after each message only, and what is left of it is told.
+            let left = max(deadline &- monotonicNanoseconds(), 0)
+            timeout.pointee = timespec(tv_sec: Int(left / 1_000_000_000), tv_nsec: Int(left % 1_000_000_000))
+            if left == 0 { break }
         }
     }
     return done > 0 ? Int32(done) : count == 0 ? 0 : -1
+}
+
+private func nanoseconds(_ time: timespec) -> Int64 {
+    Int64(min(time.tv_sec, 1 << 32)) * 1_000_000_000 + Int64(time.tv_nsec)
+}
+
+private func monotonicNanoseconds() -> Int64 {
+    var now = timespec()
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return nanoseconds(now)
+}
+
+/// MSG_TRUNC on a stream: what is read is thrown away (tcp(7)), the buffer need not be there.
+@inline(never)
+private func discard(_ descriptor: Int32, _ count: Int, _ flags: Int32) -> Int {
+    var scrap = [4096 of UInt8](repeating: 0)
+    var flags = flags & ~Int32(MSG_TRUNC)
+    var done = 0
+    while done < count {
+        let wanted = min(count - done, 4096)
+        let got = withUnsafeMutableBytes(of: &scrap) {
+            real.recvfrom.unsafelyUnwrapped(descriptor, $0.baseAddress, wanted, flags, nil, nil)
+        }
+        guard got > 0 else { return done > 0 ? done : finishRead(descriptor, got) }
+        done += got
+        if flags & Int32(MSG_WAITALL) == 0 { flags |= Int32(MSG_DONTWAIT) }
+    }
+    return done
 }
 
 /// MSG_OOB and MSG_ERRQUEUE on a stream.
@@ -254,7 +303,9 @@ public func shimWrite(_ descriptor: Int32, _ buffer: UnsafeRawPointer?, _ count:
     case .stream:
         let sent = real.write.unsafelyUnwrapped(descriptor, buffer, count)
         return sent >= 0 ? sent : finishWrite(descriptor)
-    case .datagram, .connectedDatagram: return sendBytes(descriptor, buffer, count, 0, nil, 0)
+    case .datagram, .connectedDatagram:
+        let sent = sendBytes(descriptor, buffer, count, 0, nil, 0)
+        return sent < 0 && isStale(descriptor) ? real.write.unsafelyUnwrapped(descriptor, buffer, count) : sent
     case .freshStream:
         guard becameConnected(descriptor) else { return brokenPipe(0) }
         return real.write.unsafelyUnwrapped(descriptor, buffer, count)
@@ -281,7 +332,8 @@ public func shimWritev(_ descriptor: Int32, _ vector: UnsafePointer<iovec>?, _ c
         var message = msghdr()
         message.msg_iov = UnsafeMutablePointer(mutating: vector)
         message.msg_iovlen = Int(count)
-        return sendDatagram(descriptor, found, &message, 0)
+        let sent = sendDatagram(descriptor, found, &message, 0)
+        return sent < 0 && isStale(descriptor) ? real.writev.unsafelyUnwrapped(descriptor, vector, count) : sent
     case .freshStream:
         guard becameConnected(descriptor) else { return brokenPipe(0) }
         return real.writev.unsafelyUnwrapped(descriptor, vector, count)
@@ -313,10 +365,18 @@ public func shimSendto(
         if flags & Int32(MSG_OOB) != 0 { return sendUrgent(descriptor, buffer, count, flags) }
         let sent = real.sendto.unsafelyUnwrapped(descriptor, buffer, count, flags, nil, 0)
         return sent >= 0 ? sent : finishWrite(descriptor)
-    case .datagram, .connectedDatagram: return sendBytes(descriptor, buffer, count, flags, address, length)
+    case .datagram, .connectedDatagram:
+        let sent = sendBytes(descriptor, buffer, count, flags, address, length)
+        guard sent < 0, isStale(descriptor) else { return sent }
+        return real.sendto.unsafelyUnwrapped(descriptor, buffer, count, flags, address, length)
     case .freshStream:
-        guard becameConnected(descriptor) else { return brokenPipe(flags) }
-        return real.sendto.unsafelyUnwrapped(descriptor, buffer, count, flags, nil, 0)
+        if flags & fastOpen != 0, address != nil {
+            // Without a cookie of the peer's, Linux connects first too (RFC 7413, 4.1.3).
+            guard shimConnect(descriptor, address, length) == 0 else { return -1 }
+        } else {
+            guard becameConnected(descriptor) else { return brokenPipe(flags) }
+        }
+        return shimSendto(descriptor, buffer, count, flags & ~fastOpen, nil, 0)
     case .listener: return brokenPipe(flags)
     case .hidden:
         return isHidden(descriptor) ? fail(EBADF) : shimSendto(descriptor, buffer, count, flags, address, length)
@@ -341,7 +401,9 @@ public func shimSendmsg(_ descriptor: Int32, _ message: UnsafePointer<msghdr>?, 
         return sent >= 0 ? sent : finishWrite(descriptor)
     case .datagram, .connectedDatagram:
         guard let found = entry(of: descriptor) else { return fail(EBADF) }
-        return sendDatagram(descriptor, found, message, flags)
+        let sent = sendDatagram(descriptor, found, message, flags)
+        guard sent < 0, isStale(descriptor) else { return sent }
+        return real.sendmsg.unsafelyUnwrapped(descriptor, message, flags)
     case .freshStream:
         guard becameConnected(descriptor) else { return brokenPipe(flags) }
         return shimSendmsg(descriptor, message, flags)
@@ -378,7 +440,7 @@ public func shimUnderscoredSendmmsg(
 
 /// Writing to a stream that was never connected.
 @inline(never)
-private func brokenPipe(_ flags: Int32) -> Int {
+func brokenPipe(_ flags: Int32) -> Int {
     if flags & Int32(MSG_NOSIGNAL) == 0 { raise(SIGPIPE) }
     return fail(EPIPE)
 }

@@ -36,7 +36,8 @@ func receiveDatagram(
     _ descriptor: Int32, _ found: EntryPointer, _ message: UnsafeMutablePointer<msghdr>, _ flags: Int32
 ) -> Int {
     if flags & Int32(MSG_ERRQUEUE) != 0 { return fail(EAGAIN) }
-    if flags & Int32(MSG_OOB) != 0 { return fail(EOPNOTSUPP) }
+    // Linux takes no notice of it here.
+    let flags = flags & ~Int32(MSG_OOB)
     while true {
         var header = alps_datagram_header()
         var received: Int32 = 0
@@ -208,6 +209,9 @@ func sendDatagram(
     _ descriptor: Int32, _ found: EntryPointer, _ message: UnsafePointer<msghdr>, _ flags: Int32
 ) -> Int {
     if flags & Int32(MSG_OOB) != 0 { return fail(EOPNOTSUPP) }
+    if flags & Int32(MSG_MORE) != 0 || found.pointee.state & Entry.heldBack != 0 {
+        if let sent = sendPart(descriptor, found, message, flags) { return sent }
+    }
     var total = 0
     for index in 0..<Int(message.pointee.msg_iovlen) { total &+= message.pointee.msg_iov[index].iov_len }
     let largest = found.pointee.type == UInt8(SOCK_DGRAM.rawValue) ? largestDatagram : largestRaw
@@ -229,9 +233,11 @@ func sendDatagram(
     let quiet = flags | Int32(MSG_NOSIGNAL)
     var sent: Int
     if found.pointee.kind == .connectedDatagram {
-        if let target, target.address != found.pointee.peerAddress || target.port != found.pointee.peerPort {
-            // As BSD: a connected socket sends to its peer only. Linux would let it.
-            return fail(EISCONN)
+        let isElsewhere = target.map {
+            $0.address != found.pointee.peerAddress || $0.port != found.pointee.peerPort
+        }
+        if isElsewhere == true || message.pointee.msg_controllen > 0 {
+            return sendThroughSession(found, message, isElsewhere == true ? target : nil, total)
         }
         var inner = message.pointee
         inner.msg_name = nil
@@ -242,11 +248,11 @@ func sendDatagram(
     } else {
         guard let target else {
             // Another holder may have connected it.
-            guard let again = refresh(descriptor), again.pointee.kind == .connectedDatagram else {
-                return fail(EDESTADDRREQ)
-            }
+            guard let again = refresh(descriptor) else { return fail(ENOTSOCK) }
+            guard again.pointee.kind == .connectedDatagram else { return fail(EDESTADDRREQ) }
             return sendDatagram(descriptor, again, message, flags)
         }
+        if target.port == 0, found.pointee.protocolNumber == UInt16(IPPROTO_UDP) { return fail(EINVAL) }
         if bypasses(target) {
             guard replaceWithKernelSocket(descriptor, found) else { return -1 }
             return real.sendmsg.unsafelyUnwrapped(descriptor, message, flags)
@@ -269,6 +275,63 @@ func sendDatagram(
     }
     return sent
 }
+
+/// A datagram that a connected socket sends elsewhere than to its peer, or with control messages: bare messages of the pair
+/// cannot say so.
+@inline(never)
+private func sendThroughSession(
+    _ found: EntryPointer, _ message: UnsafePointer<msghdr>, _ target: Endpoint?, _ count: Int
+) -> Int {
+    if let target, target.port == 0, found.pointee.protocolNumber == UInt16(IPPROTO_UDP) { return fail(EINVAL) }
+    guard count + headerSize <= Int(ALPS_FRAME_MAX_PAYLOAD) else { return fail(EMSGSIZE) }
+    var header = alps_datagram_header()
+    header.magic = ALPS_DATAGRAM_MAGIC
+    if let target { header.address = clientAddress(target) }
+    readAncillary(message, &header)
+    guard let memory = alps_map_anonymous(max(count, 1)) else { return fail(ENOBUFS) }
+    var done = 0
+    for index in 0..<Int(message.pointee.msg_iovlen) {
+        let part = message.pointee.msg_iov[index]
+        if part.iov_len > 0, let bytes = part.iov_base { memcpy(memory + done, bytes, part.iov_len) }
+        done += part.iov_len
+    }
+    let reply = ask(ALPS_OP_SEND_DATAGRAM, about: found, &header, headerSize, tail: memory, count)
+    munmap(memory, max(count, 1))
+    return reply.error == 0 ? count : fail(controlError(reply.error))
+}
+
+/// MSG_MORE: parts of one datagram. The host holds them back, as with UDP_CORK, until the last one. nil: not UDP.
+@inline(never)
+private func sendPart(
+    _ descriptor: Int32, _ found: EntryPointer, _ message: UnsafePointer<msghdr>, _ flags: Int32
+) -> Int? {
+    guard found.pointee.type == UInt8(SOCK_DGRAM.rawValue), found.pointee.protocolNumber == UInt16(IPPROTO_UDP) else {
+        return nil
+    }
+    let isLast = flags & Int32(MSG_MORE) == 0
+    if found.pointee.state & Entry.heldBack == 0 {
+        guard setCork(found, 1) else { return nil }
+    }
+    // Without these, to send it as any other.
+    found.pointee.state &= ~Entry.heldBack
+    let sent = sendDatagram(descriptor, found, message, flags & ~Int32(MSG_MORE))
+    if isLast {
+        _ = setCork(found, 0)
+    } else {
+        found.pointee.state |= Entry.heldBack
+    }
+    return sent
+}
+
+private func setCork(_ found: EntryPointer, _ value: Int32) -> Bool {
+    var value = value
+    var request = alps_sockopt_request(level: Int32(IPPROTO_UDP), name: UDP_CORK, length: 4, reserved: 0)
+    let reply = ask(
+        ALPS_OP_SETSOCKOPT, about: found, &request, MemoryLayout<alps_sockopt_request>.size, tail: &value, 4)
+    return reply.error == 0
+}
+
+private var UDP_CORK: Int32 { 1 }
 
 @inline(__always)
 private func sendBehind(

@@ -13,13 +13,21 @@ public func shimClose(_ descriptor: Int32) -> Int32 {
     case .hidden:
         if isHidden(descriptor) { return fail(EBADF) }
     default:
-        if let found = entry(of: descriptor), found.pointee.state & Entry.dead != 0, !activation.confined {
+        if let found = entry(of: descriptor), found.pointee.state & Entry.dead != 0, !activation.confined,
+            alps_shim_borrows_memory() == 0
+        {
             _ = ask(ALPS_OP_FORGET, about: found)
         }
     }
     // Before the number is free for another thread.
     clearEntry(descriptor)
     return real.close.unsafelyUnwrapped(descriptor)
+}
+
+@c(alps_shim_forget)
+public func forgetDescriptor(_ descriptor: Int32) {
+    ensureReady()
+    if kind(of: descriptor) != .hidden { clearEntry(descriptor) }
 }
 
 @c(__close)
@@ -119,7 +127,8 @@ private func makeRoom(_ descriptor: Int32, _ target: Int32) -> Bool {
         alps_set_errno(EBADF)
         return false
     }
-    moveSession()
+    // A child of vfork has its parent's session, but its own descriptors: this one is free for it.
+    if alps_shim_borrows_memory() == 0 { moveSession() }
     return true
 }
 

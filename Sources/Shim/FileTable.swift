@@ -1,5 +1,6 @@
 import CLibc
 import ClientAPI
+import ShimEntry
 
 /// What a descriptor number is, as far as this process knows.
 enum Kind {
@@ -44,6 +45,8 @@ struct Entry {
     static var dead: UInt8 { 4 }
     /// `ancillary` is up to date.
     static var ancillaryKnown: UInt8 { 8 }
+    /// What is sent is held back by the host until a call without MSG_MORE.
+    static var heldBack: UInt8 { 32 }
     /// SO_RCVBUF or SO_SNDBUF were set.
     static var buffersSet: UInt8 { 16 }
 
@@ -60,7 +63,7 @@ struct Entry {
 
 typealias EntryPointer = UnsafeMutablePointer<Entry>
 
-/// The table: memory by descriptor number, sized by the hard limit, untouched pages cost nothing.
+/// The table: memory by descriptor number, untouched pages cost nothing.
 struct FileTable {
     var entries: EntryPointer? = nil
     var count: UInt32 = 0
@@ -73,11 +76,8 @@ nonisolated(unsafe) var fileTable = FileTable()
 private var textAreaBytes: Int { 16384 }
 
 func mapFileTable() -> Bool {
-    var limit = rlimit()
-    var count = 65536
-    if getrlimit(__rlimit_resource_t(rawValue: RLIMIT_NOFILE.rawValue), &limit) == 0 {
-        count = Int(min(max(limit.rlim_max, 1024), 1 << 20))
-    }
+    // Not by RLIMIT_NOFILE: root may raise it later. fs.nr_open is this.
+    let count = 1 << 20
     guard let area = alps_map_anonymous(count * MemoryLayout<Entry>.stride + textAreaBytes) else { return false }
     fileTable.entries = area.bindMemory(to: Entry.self, capacity: count)
     fileTable.count = UInt32(count)
@@ -104,20 +104,22 @@ func entry(of descriptor: Int32) -> EntryPointer? {
     return fileTable.entries.unsafelyUnwrapped + Int(descriptor)
 }
 
-/// The entry as something to be written.
+/// The entry as something to be written. nil in a child of vfork: the table is its parent's, its descriptors are not.
 func writableEntry(of descriptor: Int32) -> EntryPointer? {
-    guard let found = entry(of: descriptor) else { return nil }
+    guard let found = entry(of: descriptor), alps_shim_borrows_memory() == 0 else { return nil }
     if UInt32(descriptor) > fileTable.highest { fileTable.highest = UInt32(descriptor) }
     return found
 }
 
 func clearEntry(_ descriptor: Int32) {
-    guard let found = entry(of: descriptor), found.pointee.kind != .unknown else { return }
+    guard let found = entry(of: descriptor), found.pointee.kind != .unknown, alps_shim_borrows_memory() == 0 else {
+        return
+    }
     memset(found, 0, MemoryLayout<Entry>.size)
 }
 
 func copyEntry(from: Int32, to: Int32) {
-    guard let target = entry(of: to) else { return }
+    guard let target = entry(of: to), alps_shim_borrows_memory() == 0 else { return }
     let source = entry(of: from)
     if let source, source.pointee.kind != .unknown, source.pointee.kind != .hidden {
         fileTable.highest = max(fileTable.highest, UInt32(to))
@@ -195,7 +197,7 @@ func stackSocket(_ descriptor: Int32) -> EntryPointer? {
         defer { alps_set_errno(error) }
         if activation.confined || cookie(of: descriptor) == found.pointee.cookie { return found }
         clearEntry(descriptor)
-        return probe(descriptor)
+        return alps_shim_borrows_memory() != 0 ? nil : probe(descriptor)
     }
 }
 

@@ -11,7 +11,7 @@ public func shimGetsockopt(
     }
     guard let length, let value else { return fail(EFAULT) }
     guard Int32(bitPattern: length.pointee) >= 0 else { return fail(EINVAL) }
-    if level == SOL_SOCKET, isPairOption(name) {
+    if level == SOL_SOCKET, isPairOption(name, found) {
         return real.getsockopt.unsafelyUnwrapped(descriptor, level, name, value, length)
     }
     var request = alps_sockopt_request(level: level, name: name, length: length.pointee, reserved: 0)
@@ -56,17 +56,18 @@ public func shimSetsockopt(
     }
     guard length <= 4096 else { return fail(EINVAL) }
     guard value != nil || length == 0 else { return fail(EFAULT) }
-    if level == SOL_SOCKET, isPairOption(name) {
+    let isPairs = level == SOL_SOCKET && isPairOption(name, found)
+    if isPairs {
         // The kernel waits on the pair, so it needs the time-out or the mark; the host needs to know the time-out of a
         // connect.
         let result = real.setsockopt.unsafelyUnwrapped(descriptor, level, name, value, length)
-        guard result == 0, name == SO_SNDTIMEO else { return result }
+        guard result == 0, name == SO_SNDTIMEO || name == sendTimeoutNew else { return result }
     }
     var request = alps_sockopt_request(level: level, name: name, length: length, reserved: 0)
     let reply = ask(
         ALPS_OP_SETSOCKOPT, about: found, &request, MemoryLayout<alps_sockopt_request>.size, tail: value,
         Int(length))
-    if level == SOL_SOCKET, isPairOption(name) { return 0 }
+    if isPairs { return 0 }
     guard reply.error == 0 else { return fail(controlError(reply.error)) }
     if level == SOL_SOCKET, name == SO_RCVBUF || name == SO_SNDBUF { found.pointee.state |= Entry.buffersSet }
     let on = value.map {
@@ -77,6 +78,14 @@ public func shimSetsockopt(
 }
 
 /// Options of SOL_SOCKET that act where the program waits: on the pair.
-private func isPairOption(_ name: Int32) -> Bool {
-    name == SO_RCVTIMEO || name == SO_SNDTIMEO || name == SO_PEEK_OFF || name == SO_RCVLOWAT
+private func isPairOption(_ name: Int32, _ found: EntryPointer) -> Bool {
+    switch name {
+    case SO_RCVTIMEO, SO_SNDTIMEO, receiveTimeoutNew, sendTimeoutNew, SO_RCVLOWAT: true
+    // There is a header in front of what a datagram socket would look at.
+    case SO_PEEK_OFF: !found.pointee.isDatagram
+    default: false
+    }
 }
+
+private var receiveTimeoutNew: Int32 { 66 }
+private var sendTimeoutNew: Int32 { 67 }

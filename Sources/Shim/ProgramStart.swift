@@ -1,4 +1,5 @@
 import CLibc
+import ShimEntry
 
 // Programs started with an environment of their own making: the shim's variables are put back, so that
 // `env -i`-like environments do not lose the stack. With the shim's variables in place these calls pass through.
@@ -73,6 +74,29 @@ public func shimPosixSpawnp(
     return result
 }
 
+@c(fexecve)
+public func shimFexecve(
+    _ descriptor: Int32, _ arguments: StringVector?, _ environment: StringVector?
+) -> Int32 {
+    ensureReady()
+    let completed = complete(environment)
+    let result = real.fexecve.unsafelyUnwrapped(descriptor, arguments, completed.vector)
+    release(completed)
+    return result
+}
+
+@c(execveat)
+public func shimExecveat(
+    _ directory: Int32, _ path: UnsafePointer<CChar>?, _ arguments: StringVector?, _ environment: StringVector?,
+    _ flags: Int32
+) -> Int32 {
+    ensureReady()
+    let completed = complete(environment)
+    let result = real.execveat.unsafelyUnwrapped(directory, path, arguments, completed.vector, flags)
+    release(completed)
+    return result
+}
+
 // MARK: - completing an environment
 
 private struct CompletedEnvironment {
@@ -88,7 +112,7 @@ private func currentEnvironment() -> StringVector? {
 
 private func release(_ environment: CompletedEnvironment) {
     let error = alps_errno()
-    if let memory = environment.memory { munmap(memory, environment.bytes) }
+    if let memory = environment.memory, alps_shim_borrows_memory() == 0 { munmap(memory, environment.bytes) }
     alps_set_errno(error)
 }
 
@@ -115,9 +139,12 @@ private func complete(_ environment: StringVector?) -> CompletedEnvironment {
     let preloadLength = preload.map { strlen($0) } ?? 0
     let textBytes = 11 + libraryLength + 1 + preloadLength + 1
     let vectorBytes = (count + 7) * MemoryLayout<UnsafeMutablePointer<CChar>?>.stride
-    guard let memory = alps_map_anonymous(vectorBytes + textBytes) else { return unchanged }
-    let vector = memory.bindMemory(to: UnsafeMutablePointer<CChar>?.self, capacity: count + 7)
-    let text = (memory + vectorBytes).bindMemory(to: CChar.self, capacity: textBytes)
+    let linkBytes = 32
+    guard let memory = alps_map_anonymous(linkBytes + vectorBytes + textBytes) else { return unchanged }
+    // In a child of vfork it stays mapped in the parent when this process is another program.
+    if alps_shim_borrows_memory() != 0 { alps_shim_keep_mapping(memory, linkBytes + vectorBytes + textBytes) }
+    let vector = (memory + linkBytes).bindMemory(to: UnsafeMutablePointer<CChar>?.self, capacity: count + 7)
+    let text = (memory + linkBytes + vectorBytes).bindMemory(to: CChar.self, capacity: textBytes)
 
     var used = 0
     if let environment {
@@ -141,7 +168,7 @@ private func complete(_ environment: StringVector?) -> CompletedEnvironment {
     add(activation.socketVariable, environment, vector, &used)
     add(activation.doorwayVariable, environment, vector, &used)
     add(activation.bypassVariable, environment, vector, &used)
-    return CompletedEnvironment(vector: UnsafePointer(vector), memory: memory, bytes: vectorBytes + textBytes)
+    return CompletedEnvironment(vector: UnsafePointer(vector), memory: memory, bytes: linkBytes + vectorBytes + textBytes)
 }
 
 private func add(

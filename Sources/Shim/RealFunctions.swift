@@ -38,6 +38,23 @@ struct RealFunctions {
     var fcntl: (@convention(c) (Int32, Int32, Int) -> Int32)? = nil
 
     var close: (@convention(c) (Int32) -> Int32)? = nil
+    var socketpair: (@convention(c) (Int32, Int32, Int32, UnsafeMutablePointer<Int32>?) -> Int32)? = nil
+    var pipe2: (@convention(c) (UnsafeMutablePointer<Int32>?, Int32) -> Int32)? = nil
+    var sendfile: (@convention(c) (Int32, Int32, UnsafeMutablePointer<off_t>?, Int) -> Int)? = nil
+    var splice:
+        (
+            @convention(c) (Int32, UnsafeMutablePointer<off_t>?, Int32, UnsafeMutablePointer<off_t>?, Int, UInt32) ->
+                Int
+        )? = nil
+    var preadv2: (@convention(c) (Int32, UnsafePointer<iovec>?, Int32, off_t, Int32) -> Int)? = nil
+    var pwritev2: (@convention(c) (Int32, UnsafePointer<iovec>?, Int32, off_t, Int32) -> Int)? = nil
+    var setuid: (@convention(c) (uid_t) -> Int32)? = nil
+    var seteuid: (@convention(c) (uid_t) -> Int32)? = nil
+    var setreuid: (@convention(c) (uid_t, uid_t) -> Int32)? = nil
+    var setresuid: (@convention(c) (uid_t, uid_t, uid_t) -> Int32)? = nil
+    var setrlimit: (@convention(c) (UInt32, UnsafePointer<rlimit>?) -> Int32)? = nil
+    var prlimit: (@convention(c) (pid_t, UInt32, UnsafePointer<rlimit>?, UnsafeMutablePointer<rlimit>?) -> Int32)? =
+        nil
     var closeRange: (@convention(c) (UInt32, UInt32, Int32) -> Int32)? = nil
     var closefrom: (@convention(c) (Int32) -> Void)? = nil
     var dup: (@convention(c) (Int32) -> Int32)? = nil
@@ -84,6 +101,8 @@ struct RealFunctions {
 
     var execve: (@convention(c) (UnsafePointer<CChar>?, StringVector?, StringVector?) -> Int32)? = nil
     var execvpe: (@convention(c) (UnsafePointer<CChar>?, StringVector?, StringVector?) -> Int32)? = nil
+    var fexecve: (@convention(c) (Int32, StringVector?, StringVector?) -> Int32)? = nil
+    var execveat: (@convention(c) (Int32, UnsafePointer<CChar>?, StringVector?, StringVector?, Int32) -> Int32)? = nil
     var posix_spawn:
         (
             @convention(c) (
@@ -133,6 +152,20 @@ func findRealFunctions() {
     found.ioctl = next("ioctl", type(of: found.ioctl))
     found.fcntl = next("fcntl", type(of: found.fcntl))
     found.close = next("close", type(of: found.close))
+    found.socketpair = next("socketpair", type(of: found.socketpair))
+    found.pipe2 = next("pipe2", type(of: found.pipe2))
+    found.sendfile = next("sendfile", type(of: found.sendfile))
+    found.splice = next("splice", type(of: found.splice))
+    found.preadv2 = next("preadv2", type(of: found.preadv2))
+    found.pwritev2 = next("pwritev2", type(of: found.pwritev2))
+    found.setuid = next("setuid", type(of: found.setuid))
+    found.seteuid = next("seteuid", type(of: found.seteuid))
+    found.setreuid = next("setreuid", type(of: found.setreuid))
+    found.setresuid = next("setresuid", type(of: found.setresuid))
+    found.setrlimit = next("setrlimit", type(of: found.setrlimit))
+    found.prlimit = next("prlimit", type(of: found.prlimit))
+    found.fexecve = next("fexecve", type(of: found.fexecve))
+    found.execveat = next("execveat", type(of: found.execveat))
     found.closeRange = next("close_range", type(of: found.closeRange))
     found.closefrom = next("closefrom", type(of: found.closefrom))
     found.dup = next("dup", type(of: found.dup))

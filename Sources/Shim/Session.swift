@@ -18,6 +18,8 @@ struct PendingRequest {
     /// Its thread waits with signals allowed: a handler that asks in its turn takes reading over.
     var isInterruptible = false
     var finished = false
+    /// Of an interruptible request: its other end is closed by the host when the reply has been sent. -1 if there is none.
+    var ending: Int32 = -1
     var error: Int32 = 0
     var descriptor: Int32 = -1
     /// The reply: in `small` if that is large enough for what is wanted.
@@ -34,7 +36,6 @@ struct Session {
     var descriptor: Int32 = -1
     /// SO_COOKIE of the descriptor: the program may have closed it behind our back.
     var cookie: UInt64 = 0
-    var process: Int32 = 0
     /// Counts sessions: a thread that finds another number here has lost its request (fork in a signal handler).
     var generation: UInt32 = 0
     var lastRequest: UInt64 = 0
@@ -43,6 +44,9 @@ struct Session {
     var reader: UnsafeMutablePointer<PendingRequest>? = nil
     /// Memory for requests.
     var slots: UnsafeMutablePointer<PendingRequest>? = nil
+    /// Who opened it, and whether the process has become somebody else since.
+    var user: uid_t = 0
+    var isOutdated = false
     /// Bit set of the domains that the host has protocols of.
     var domains: UInt64 = 0
 }
@@ -66,7 +70,9 @@ func controlError(_ error: Int32) -> Int32 { error == hostGone ? ENETDOWN : erro
 ///
 /// Several threads may ask at once: whoever waits and finds nobody reading reads, and hands over what belongs to others.
 /// An interruptible request is waited for with the caller's signal mask and cancelled by a signal handler that ran
-/// without SA_RESTART (both waits used here, recv and futex, restart by themselves otherwise).
+/// without SA_RESTART. It is waited for on a socket of its own, which the host closes behind the reply: a receive starts
+/// again by itself after a handler with SA_RESTART, and on the session's socket it would then miss a reply that the handler,
+/// asking something itself, has read.
 func ask(
     _ operation: UInt32, _ handle: UInt64, _ payload: UnsafeRawPointer? = nil, _ payloadLength: Int = 0,
     tail: UnsafeRawPointer? = nil, _ tailLength: Int = 0, into buffer: UnsafeMutableRawPointer? = nil,
@@ -86,11 +92,17 @@ func ask(
         pending.pointee.capacity = capacity
         pending.pointee.buffer = capacity > PendingRequest.smallCapacity ? buffer : nil
         let generation = session.generation
-        if !sendFrame(ALPS_FRAME_REQUEST, operation, handle, id, payload, payloadLength, tail, tailLength, passed) {
+        let otherEnd = interruptible ? openEnding(pending) : -1
+        if !sendFrame(
+            ALPS_FRAME_REQUEST, operation, handle, id, payload, payloadLength, tail, tailLength,
+            interruptible ? otherEnd : passed)
+        {
             failSession()
         }
+        if otherEnd >= 0 { _ = alps_sys_close(otherEnd) }
         alps_shim_unlock()
-        waitForReply(pending, generation, mask, interruptible: interruptible)
+        if interruptible { waitForEnding(pending, generation, mask) }
+        waitForReply(pending, generation, mask)
         // In the child of a fork that a signal handler made, the slot may be another request's by now.
         guard pending.pointee.id == id else { return Reply(error: hostGone, length: 0, descriptor: -1) }
         let reply = Reply(
@@ -167,6 +179,7 @@ private func takeSlot(frame: UInt) -> UnsafeMutablePointer<PendingRequest>? {
         slot.pointee.sleeps = false
         slot.pointee.isInterruptible = false
         slot.pointee.finished = false
+        slot.pointee.ending = -1
         slot.pointee.error = hostGone
         slot.pointee.descriptor = -1
         slot.pointee.length = 0
@@ -191,25 +204,78 @@ private func releaseAbandoned(_ thread: UInt, _ frame: UInt) {
         guard current.pointee.thread == thread, current.pointee.frame <= frame, alps_on_signal_stack() == 0 else {
             continue
         }
-        unlink(current)
-        if session.reader == current { session.reader = nil }
-        if current.pointee.descriptor >= 0 { _ = alps_sys_close(current.pointee.descriptor) }
-        current.pointee.id = 0
+        abandon(current)
     }
 }
 
+private func abandon(_ slot: UnsafeMutablePointer<PendingRequest>) {
+    unlink(slot)
+    if session.reader == slot { session.reader = nil }
+    if slot.pointee.descriptor >= 0 { _ = alps_sys_close(slot.pointee.descriptor) }
+    if slot.pointee.ending >= 0 { _ = alps_sys_close(slot.pointee.ending) }
+    slot.pointee.id = 0
+}
+
+/// The thread that waited for an ending is being cancelled.
+@c(alps_shim_abandon)
+public func abandonRequest(_ slot: UnsafeMutableRawPointer?) {
+    guard let slot else { return }
+    var mask = sigset_t()
+    alps_block_signals(&mask)
+    alps_shim_lock()
+    abandon(slot.assumingMemoryBound(to: PendingRequest.self))
+    wakeReader()
+    alps_shim_unlock()
+    alps_restore_signals(&mask)
+}
+
 // MARK: - waiting
+
+/// Makes the socket that an interruptible request is waited for on; its other end, or -1.
+private func openEnding(_ pending: UnsafeMutablePointer<PendingRequest>) -> Int32 {
+    var pair = (Int32(-1), Int32(-1))
+    let made = withUnsafeMutableBytes(of: &pair) {
+        alps_sys_socketpair(
+            AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0,
+            $0.baseAddress.unsafelyUnwrapped.assumingMemoryBound(to: Int32.self))
+    }
+    guard made == 0 else { return -1 }
+    pending.pointee.ending = pair.0
+    return pair.1
+}
+
+/// Waits, with the caller's signal mask, until the host has answered; cancels the request if a handler ended the wait.
+private func waitForEnding(
+    _ pending: UnsafeMutablePointer<PendingRequest>, _ generation: UInt32, _ callerMask: UnsafeMutablePointer<sigset_t>
+) {
+    let id = pending.pointee.id
+    let descriptor = pending.pointee.ending
+    // Without descriptors left: it cannot be interrupted.
+    guard descriptor >= 0 else { return }
+    alps_restore_signals(callerMask)
+    let interrupted = alps_shim_wait_for_end(descriptor, pending) < 0 && alps_errno() == EINTR
+    var discarded = sigset_t()
+    alps_block_signals(&discarded)
+    _ = alps_sys_close(descriptor)
+    alps_shim_lock()
+    // In the child of a fork that a handler made, the slot may be another request's by now.
+    if session.generation == generation, pending.pointee.id == id {
+        pending.pointee.ending = -1
+        if interrupted, !pending.pointee.finished {
+            _ = sendFrame(ALPS_FRAME_CANCEL, 0, 0, id, nil, 0, nil, 0)
+        }
+    }
+    alps_shim_unlock()
+}
 
 /// How long a reply is waited for with signals blocked. A host that takes longer is stopped or overloaded: then the
 /// program must be stoppable by a signal.
 private var patienceMilliseconds: Int32 { 1000 }
 
 private func waitForReply(
-    _ pending: UnsafeMutablePointer<PendingRequest>, _ generation: UInt32, _ callerMask: UnsafeMutablePointer<sigset_t>,
-    interruptible: Bool
+    _ pending: UnsafeMutablePointer<PendingRequest>, _ generation: UInt32, _ callerMask: UnsafeMutablePointer<sigset_t>
 ) {
-    var mayCancel = interruptible
-    var signalsAllowed = interruptible
+    var signalsAllowed = false
     while true {
         alps_shim_lock()
         if session.generation != generation {
@@ -231,25 +297,18 @@ private func waitForReply(
         let descriptor = session.descriptor
         alps_shim_unlock()
 
-        var interrupted = false
         var readable = reads
-        if signalsAllowed {
-            alps_restore_signals(callerMask)
-            if reads {
-                var byte: UInt8 = 0
-                interrupted = alps_sys_recv(descriptor, &byte, 1, Int32(MSG_PEEK)) < 0 && alps_errno() == EINTR
-                readable = !interrupted
-            } else {
-                interrupted = alps_sys_futex_wait(&pending.pointee.wakeWord, 0) < 0 && alps_errno() == EINTR
-            }
-            var discarded = sigset_t()
-            alps_block_signals(&discarded)
-        } else if reads {
-            readable = alps_sys_poll(descriptor, POLLIN, patienceMilliseconds) != 0
-            if !readable { signalsAllowed = true }
+        if signalsAllowed { alps_restore_signals(callerMask) }
+        if reads {
+            // A poll ends after any handler, which may have read the reply.
+            let ready = alps_sys_poll(descriptor, POLLIN, patienceMilliseconds)
+            readable = ready != 0 && !(ready < 0 && alps_errno() == EINTR)
+            if ready == 0 { signalsAllowed = true }
         } else {
             _ = alps_sys_futex_wait(&pending.pointee.wakeWord, 0)
         }
+        var discarded = sigset_t()
+        alps_block_signals(&discarded)
 
         var alive = true
         if readable, isReader(pending, generation) { alive = readFrame(descriptor) }
@@ -257,12 +316,6 @@ private func waitForReply(
         if session.generation == generation {
             if session.reader == pending { session.reader = nil }
             if !alive { closeSession() }
-            if interrupted, mayCancel, !pending.pointee.finished {
-                _ = sendFrame(ALPS_FRAME_CANCEL, 0, 0, pending.pointee.id, nil, 0, nil, 0)
-                // The reply to it is waited for whatever comes.
-                mayCancel = false
-                signalsAllowed = false
-            }
         }
         alps_shim_unlock()
     }
@@ -305,140 +358,9 @@ private func wakeReader() {
     }
 }
 
-private func wake(_ pending: UnsafeMutablePointer<PendingRequest>) {
+func wake(_ pending: UnsafeMutablePointer<PendingRequest>) {
     pending.pointee.wakeWord = 1
     if pending.pointee.sleeps { alps_sys_futex_wake(&pending.pointee.wakeWord) }
-}
-
-// MARK: - frames
-
-func sendFrame(
-    _ kind: UInt32, _ operation: UInt32, _ handle: UInt64, _ id: UInt64, _ payload: UnsafeRawPointer?,
-    _ payloadLength: Int, _ tail: UnsafeRawPointer?, _ tailLength: Int, _ passed: Int32 = -1
-) -> Bool {
-    var frame = alps_frame(
-        magic: ALPS_FRAME_MAGIC, length: UInt32(payloadLength + tailLength), kind: UInt16(kind), op: UInt16(operation),
-        error: 0, request_id: id, socket: handle, stream_position: 0)
-    return withUnsafeMutableBytes(of: &frame) { frame in
-        var parts = [3 of iovec](repeating: iovec(iov_base: nil, iov_len: 0))
-        parts[0] = iovec(iov_base: frame.baseAddress, iov_len: frame.count)
-        parts[1] = iovec(iov_base: UnsafeMutableRawPointer(mutating: payload), iov_len: payloadLength)
-        parts[2] = iovec(iov_base: UnsafeMutableRawPointer(mutating: tail), iov_len: tailLength)
-        return withUnsafeMutableBytes(of: &parts) { parts in
-            let vector = parts.baseAddress.unsafelyUnwrapped.assumingMemoryBound(to: iovec.self)
-            var message = msghdr()
-            message.msg_iov = vector
-            message.msg_iovlen = 3
-            var control = [3 of UInt64](repeating: 0)
-            var left = frame.count + payloadLength + tailLength
-            while left > 0 {
-                let sent = withUnsafeMutableBytes(of: &control) {
-                    // A descriptor goes with the first byte.
-                    if passed >= 0, left == frame.count + payloadLength + tailLength {
-                        putDescriptor(passed, $0.baseAddress.unsafelyUnwrapped, &message)
-                    } else {
-                        message.msg_control = nil
-                        message.msg_controllen = 0
-                    }
-                    return alps_sys_sendmsg(session.descriptor, &message, Int32(MSG_NOSIGNAL))
-                }
-                guard sent >= 0 else { return false }
-                left -= sent
-                var skip = sent
-                for part in 0..<3 {
-                    let step = min(skip, vector[part].iov_len)
-                    vector[part].iov_base = vector[part].iov_base.map { $0 + step }
-                    vector[part].iov_len -= step
-                    skip -= step
-                }
-            }
-            return true
-        }
-    }
-}
-
-/// Reads one frame and hands it to whom it belongs. Only the reader calls it, without the lock. False: the host is gone.
-private func readFrame(_ descriptor: Int32) -> Bool {
-    var frame = alps_frame()
-    var passed: Int32 = -1
-    guard receive(descriptor, &frame, MemoryLayout<alps_frame>.size, &passed), frame.magic == ALPS_FRAME_MAGIC else {
-        if passed >= 0 { _ = alps_sys_close(passed) }
-        return false
-    }
-    alps_shim_lock()
-    var target = session.waiting
-    while let each = target, each.pointee.id != frame.request_id { target = each.pointee.next }
-    alps_shim_unlock()
-
-    // A slot stays where it is until `finished`, so its buffer can be filled without the lock.
-    var left = Int(frame.length)
-    var alive = true
-    if let target {
-        let wanted = min(left, target.pointee.capacity)
-        if let buffer = target.pointee.buffer {
-            alive = receive(descriptor, buffer, wanted, &passed)
-        } else {
-            alive = withUnsafeMutableBytes(of: &target.pointee.small) {
-                receive(descriptor, $0.baseAddress.unsafelyUnwrapped, wanted, &passed)
-            }
-        }
-        target.pointee.length = wanted
-        left -= wanted
-    }
-    var scrap = [256 of UInt8](repeating: 0)
-    while alive, left > 0 {
-        let step = min(left, 256)
-        alive = withUnsafeMutableBytes(of: &scrap) {
-            receive(descriptor, $0.baseAddress.unsafelyUnwrapped, step, &passed)
-        }
-        left -= step
-    }
-    guard alive, let target, UInt32(frame.kind) == ALPS_FRAME_REPLY else {
-        if passed >= 0 { _ = alps_sys_close(passed) }
-        return alive
-    }
-    alps_shim_lock()
-    target.pointee.error = frame.error
-    target.pointee.descriptor = passed
-    target.pointee.finished = true
-    wake(target)
-    alps_shim_unlock()
-    return true
-}
-
-/// Reads exactly `count` bytes, and a descriptor if one comes with them.
-func receive(_ descriptor: Int32, _ buffer: UnsafeMutableRawPointer, _ count: Int, _ passed: inout Int32) -> Bool {
-    var done = 0
-    while done < count {
-        var part = iovec(iov_base: buffer + done, iov_len: count - done)
-        var control = [4 of UInt64](repeating: 0)
-        let got = withUnsafeMutableBytes(of: &control) { control in
-            withUnsafeMutablePointer(to: &part) { part in
-                var message = msghdr()
-                message.msg_iov = part
-                message.msg_iovlen = 1
-                message.msg_control = control.baseAddress
-                message.msg_controllen = 24
-                let got = alps_sys_recvmsg(descriptor, &message, Int32(MSG_CMSG_CLOEXEC))
-                if got > 0, let fd = passedDescriptor(message) { passed = fd }
-                return got
-            }
-        }
-        if got < 0, alps_errno() == EINTR { continue }
-        guard got > 0 else { return false }
-        done += got
-    }
-    return true
-}
-
-/// The descriptor that came as the first control message.
-func passedDescriptor(_ message: msghdr) -> Int32? {
-    guard let control = message.msg_control, message.msg_controllen >= MemoryLayout<cmsghdr>.size + 4 else {
-        return nil
-    }
-    let header = control.assumingMemoryBound(to: cmsghdr.self)
-    guard header.pointee.cmsg_level == SOL_SOCKET, header.pointee.cmsg_type == Int32(SCM_RIGHTS) else { return nil }
-    return (control + MemoryLayout<cmsghdr>.size).loadUnaligned(as: Int32.self)
 }
 
 // MARK: - ending
@@ -472,8 +394,7 @@ private func failSession() {
 }
 
 /// In the child of a fork: the threads that waited are not here.
-func forgetSession() {
-    session.process = alps_sys_getpid()
+private func forgetSession() {
     session.waiting = nil
     if let slots = session.slots {
         for index in 0..<slotCount { slots[index].id = 0 }
@@ -481,9 +402,9 @@ func forgetSession() {
     closeSession()
 }
 
-/// The child of a fork that ran no handlers (_Fork, clone) is recognised by its process number.
-private func dropForeignSession() {
-    guard session.process != 0, session.process != alps_sys_getpid() else { return }
+/// In the child of a fork, by whatever call: the parent's session is not ours. A new one is opened when it is needed.
+func dropForeignSession() {
+    guard alps_shim_is_new_process() != 0 else { return }
     alps_shim_lock_reset()
     forgetSession()
 }

@@ -5,9 +5,14 @@ import ShimEntry
 /// Makes sure that there is a session; under the lock, signals blocked.
 func ensureSession() -> Bool {
     if session.descriptor >= 0 {
-        if cookie(of: session.descriptor) == session.cookie { return true }
+        // Those who wait for answers get them first.
+        let isWanted = !session.isOutdated || session.waiting != nil
+        if isWanted, cookie(of: session.descriptor) == session.cookie { return true }
+        // A child of vfork that closed it: the parent, whose state this is, still has it.
+        if alps_shim_borrows_memory() != 0 { return false }
         closeSession()
     }
+    guard alps_shim_borrows_memory() == 0 else { return false }
     if openThroughDoorway(), sayHello() { return true }
     if openByPath(), sayHello() { return true }
     return false
@@ -64,7 +69,8 @@ private func adopt(_ descriptor: Int32) {
     if high >= 0 { _ = alps_sys_close(descriptor) }
     session.descriptor = high >= 0 ? high : descriptor
     session.cookie = cookie(of: session.descriptor)
-    session.process = alps_sys_getpid()
+    session.user = geteuid()
+    session.isOutdated = false
     session.reader = nil
     hide(session.descriptor)
 }
@@ -118,7 +124,7 @@ private func sayHello() -> Bool {
     var hello = alps_hello()
     hello.size = UInt32(MemoryLayout<alps_hello>.size)
     hello.version = ALPS_CLIENT_VERSION
-    hello.pid = UInt32(bitPattern: session.process)
+    hello.pid = UInt32(bitPattern: alps_sys_getpid())
     copyText(alps_program_name(), to: &hello.program)
     if let variant = activation.tcpVariable { copyText(variant + 9, to: &hello.tcp_variant) }  // after "ALPS_TCP="
     if let variant = activation.udpVariable { copyText(variant + 9, to: &hello.udp_variant) }

@@ -7,7 +7,7 @@ import ClientAPI
 public func shimSocket(_ domain: Int32, _ type: Int32, _ protocolNumber: Int32) -> Int32 {
     ensureReady()
     guard activation.active, domain == AF_INET || domain == AF_INET6 else {
-        return real.socket.unsafelyUnwrapped(domain, type, protocolNumber)
+        return known(real.socket.unsafelyUnwrapped(domain, type, protocolNumber))
     }
     if domain == AF_INET6, !hostHas(domain: domain) {
         // The stack has no IPv6: programs that try it first fall back to IPv4.
@@ -23,6 +23,42 @@ public func shimSocket(_ domain: Int32, _ type: Int32, _ protocolNumber: Int32) 
 @c(__socket)
 public func shimUnderscoredSocket(_ domain: Int32, _ type: Int32, _ protocolNumber: Int32) -> Int32 {
     shimSocket(domain, type, protocolNumber)
+}
+
+/// A descriptor that the kernel made: the number may have been a socket's that was closed behind our back.
+func known(_ descriptor: Int32) -> Int32 {
+    if descriptor >= 0 { clearEntry(descriptor) }
+    return descriptor
+}
+
+@c(socketpair)
+public func shimSocketpair(
+    _ domain: Int32, _ type: Int32, _ protocolNumber: Int32, _ pair: UnsafeMutablePointer<Int32>?
+) -> Int32 {
+    ensureReady()
+    let result = real.socketpair.unsafelyUnwrapped(domain, type, protocolNumber, pair)
+    if result == 0, let pair {
+        clearEntry(pair[0])
+        clearEntry(pair[1])
+    }
+    return result
+}
+
+@c(pipe)
+public func shimPipe(_ pair: UnsafeMutablePointer<Int32>?) -> Int32 { shimPipe2(pair, 0) }
+
+@c(__pipe)
+public func shimUnderscoredPipe(_ pair: UnsafeMutablePointer<Int32>?) -> Int32 { shimPipe2(pair, 0) }
+
+@c(pipe2)
+public func shimPipe2(_ pair: UnsafeMutablePointer<Int32>?, _ flags: Int32) -> Int32 {
+    ensureReady()
+    let result = real.pipe2.unsafelyUnwrapped(pair, flags)
+    if result == 0, let pair {
+        clearEntry(pair[0])
+        clearEntry(pair[1])
+    }
+    return result
 }
 
 /// A new socket of the stack, close-on-exec, blocking.
@@ -85,7 +121,10 @@ public func shimListen(_ descriptor: Int32, _ backlog: Int32) -> Int32 {
     guard let found = stackSocket(descriptor) else { return real.listen.unsafelyUnwrapped(descriptor, backlog) }
     var backlog = backlog
     let reply = ask(ALPS_OP_LISTEN, about: found, &backlog, 4)
-    if reply.error == 0, found.pointee.isStream { found.pointee.kind = .listener }
+    if reply.error == 0, found.pointee.isStream, found.pointee.kind != .listener {
+        found.pointee.kind = .listener
+        stopUp(descriptor)
+    }
     return result(reply)
 }
 
@@ -102,7 +141,7 @@ public func shimAccept4(
 ) -> Int32 {
     ensureReady()
     guard var found = stackSocket(descriptor) else {
-        return real.accept4.unsafelyUnwrapped(descriptor, address, length, flags)
+        return known(real.accept4.unsafelyUnwrapped(descriptor, address, length, flags))
     }
     if found.pointee.kind != .listener {
         guard found.pointee.isStream else { return fail(EOPNOTSUPP) }

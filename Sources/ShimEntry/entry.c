@@ -1,17 +1,8 @@
 #define _GNU_SOURCE
 #include "ShimEntry.h"
 
-#include <dlfcn.h>
-#include <errno.h>
-#include <fcntl.h>
-#include <pthread.h>
-#include <sched.h>
+#include "CLibc.h"
 #include <stdarg.h>
-#include <stdlib.h>
-#include <sys/prctl.h>
-#include <sys/syscall.h>
-#include <sys/types.h>
-#include <unistd.h>
 
 void *alps_shim_next(const char *name) {
     // RTLD_NEXT looks at the caller's address: this must not become a jump out of somebody else's frame.
@@ -69,6 +60,17 @@ int alps_shim_resolving(void) {
     return 0;
 }
 
+long alps_shim_wait_for_end(int fd, void *pending) {
+    static ssize_t (*next)(int, void *, size_t, int);
+    if (!next) next = (ssize_t (*)(int, void *, size_t, int))alps_shim_next("recv");
+    char byte;
+    ssize_t got;
+    pthread_cleanup_push(alps_shim_abandon, pending);
+    got = next(fd, &byte, 1, 0);
+    pthread_cleanup_pop(0);
+    return got;
+}
+
 // MARK: variadic entry points. Every argument is one register wide.
 
 int ioctl(int fd, unsigned long request, ...) {
@@ -109,6 +111,8 @@ int __fcntl(int fd, int command, ...) __attribute__((alias("fcntl")));
     }
 OPENING(open, 0)
 OPENING(open64, O_LARGEFILE)
+int __open(const char *path, int flags, ...) __attribute__((alias("open")));
+int __open64(const char *path, int flags, ...) __attribute__((alias("open64")));
 OPENING_AT(openat, 0)
 OPENING_AT(openat64, O_LARGEFILE)
 int __open_2(const char *path, int flags) { return alps_shim_open(AT_FDCWD, path, flags, 0); }
@@ -128,80 +132,4 @@ int prctl(int option, ...) {
     va_end(list);
     if (option == PR_SET_SECCOMP || option == PR_SET_NO_NEW_PRIVS) alps_shim_confined();
     return (int)syscall(SYS_prctl, option, a, b, c, d);
-}
-
-// MARK: vfork
-
-/// A child of vfork would share the shim's tables with its parent while having descriptors of its own. So it gets a
-/// copy, as fork's; the parent waits, as vfork's does, until the child executes a program or ends: both close the
-/// child's end of a pipe.
-pid_t vfork(void) {
-    int pair[2];
-    if (syscall(SYS_pipe2, pair, O_CLOEXEC) != 0) return fork();
-    pid_t child = fork();
-    int error = errno;
-    if (child == 0) {
-        syscall(SYS_close, pair[0]);
-        // Out of the way of the numbers that the child is going to arrange.
-        long high = syscall(SYS_fcntl, pair[1], F_DUPFD_CLOEXEC, 200);
-        if (high >= 0) syscall(SYS_close, pair[1]);
-        return 0;
-    }
-    syscall(SYS_close, pair[1]);
-    if (child > 0) {
-        char byte;
-        while (syscall(SYS_read, pair[0], &byte, 1) < 0 && errno == EINTR) {
-        }
-    }
-    syscall(SYS_close, pair[0]);
-    errno = error;
-    return child;
-}
-pid_t __vfork(void) __attribute__((alias("vfork")));
-
-// MARK: exec with arguments in a list
-
-enum { most_arguments = 4096 };
-
-/// Collects the arguments up to NULL; the number with it, or -1 if there are too many.
-static int collect(const char *first, va_list list, const char **vector) {
-    int count = 0;
-    for (const char *each = first;; each = va_arg(list, const char *)) {
-        if (count == most_arguments) return -1;
-        vector[count++] = each;
-        if (each == NULL) return count;
-    }
-}
-
-static int too_many(void) {
-    errno = E2BIG;
-    return -1;
-}
-
-int execl(const char *path, const char *first, ...) {
-    const char *vector[most_arguments];
-    va_list list;
-    va_start(list, first);
-    int count = collect(first, list, vector);
-    va_end(list);
-    return count < 0 ? too_many() : alps_shim_execve(path, (char *const *)vector, environ);
-}
-
-int execlp(const char *file, const char *first, ...) {
-    const char *vector[most_arguments];
-    va_list list;
-    va_start(list, first);
-    int count = collect(first, list, vector);
-    va_end(list);
-    return count < 0 ? too_many() : alps_shim_execvpe(file, (char *const *)vector, environ);
-}
-
-int execle(const char *path, const char *first, ...) {
-    const char *vector[most_arguments];
-    va_list list;
-    va_start(list, first);
-    int count = collect(first, list, vector);
-    char *const *environment = count < 0 ? NULL : va_arg(list, char *const *);
-    va_end(list);
-    return count < 0 ? too_many() : alps_shim_execve(path, (char *const *)vector, environment);
 }

@@ -36,6 +36,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
@@ -59,7 +60,31 @@ static inline int alps_on_signal_stack(void) {
 }
 extern void __chk_fail(void) __attribute__((noreturn));
 
-// System calls that bypass every wrapper: no interposition, no cancellation point. They set errno.
+// System calls that bypass every wrapper: no interposition, no cancellation point. They set errno. The instruction itself,
+// since the shim replaces syscall(2) too.
+static inline long alps_system_call(long number, long a, long b, long c, long d, long e, long f) {
+#if defined(__x86_64__)
+    register long fourth __asm__("r10") = d, fifth __asm__("r8") = e, sixth __asm__("r9") = f;
+    long result;
+    __asm__ volatile("syscall"
+                     : "=a"(result)
+                     : "a"(number), "D"(a), "S"(b), "d"(c), "r"(fourth), "r"(fifth), "r"(sixth)
+                     : "rcx", "r11", "memory");
+#elif defined(__aarch64__)
+    register long which __asm__("x8") = number, result __asm__("x0") = a, second __asm__("x1") = b, third __asm__("x2") = c;
+    register long fourth __asm__("x3") = d, fifth __asm__("x4") = e, sixth __asm__("x5") = f;
+    __asm__ volatile("svc 0"
+                     : "+r"(result)
+                     : "r"(which), "r"(second), "r"(third), "r"(fourth), "r"(fifth), "r"(sixth)
+                     : "memory");
+#endif
+    if ((unsigned long)result < -4095UL) return result;
+    errno = (int)-result;
+    return -1;
+}
+#define ALPS_SYSTEM_CALL(number, a, b, c, d, e, f, ...) \
+    alps_system_call(number, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), (long)(f))
+#define syscall(...) ALPS_SYSTEM_CALL(__VA_ARGS__, 0, 0, 0, 0, 0, 0, 0)
 static inline int alps_sys_close(int fd) { return (int)syscall(SYS_close, fd); }
 static inline int alps_sys_getpid(void) { return (int)syscall(SYS_getpid); }
 static inline int alps_sys_socket(int domain, int type, int protocol) {
@@ -111,6 +136,14 @@ static inline int alps_sys_memfd(const char *name, int flags) { return (int)sysc
 static inline long alps_sys_write(int fd, const void *bytes, size_t count) {
     return syscall(SYS_write, fd, bytes, count);
 }
+static inline long alps_sys_pread(int fd, void *bytes, size_t count, long position) {
+    return syscall(SYS_pread64, fd, bytes, count, position);
+}
+static inline void alps_sys_seek_back(int fd, long count) {
+    int error = errno;
+    syscall(SYS_lseek, fd, -count, 1);
+    errno = error;
+}
 static inline long alps_sys_rewind(int fd) { return syscall(SYS_lseek, fd, 0L, 0); }
 static inline void *alps_stream_of(int fd, const char *mode) { return fdopen(fd, mode); }
 /// Waits until *word is no longer `expected`. A wait without time-out keeps the meaning of SA_RESTART.
@@ -133,6 +166,14 @@ static inline void alps_block_signals(sigset_t *old) {
 static inline void alps_restore_signals(const sigset_t *old) { pthread_sigmask(SIG_SETMASK, old, NULL); }
 
 // Macros that Swift does not import.
+/// Memory that the child of a fork finds empty, but not the child of a vfork. NULL if the kernel does not know such.
+static inline void *alps_map_wiped_by_fork(size_t length) {
+    void *area = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (area == MAP_FAILED) return NULL;
+    if (madvise(area, length, MADV_WIPEONFORK) == 0) return area;
+    munmap(area, length);
+    return NULL;
+}
 static inline void *alps_map_anonymous(size_t length) {
     void *area = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     return area == MAP_FAILED ? NULL : area;

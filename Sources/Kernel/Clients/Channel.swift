@@ -80,6 +80,12 @@ class Channel: SocketChannel {
     /// Whether the application's end can still be reached.
     var isOpen: Bool { descriptor >= 0 }
 
+    /// The last holder of the application's end has let go of it.
+    var isAbandoned: Bool {
+        var entry = pollfd(fd: descriptor, events: 0, revents: 0)
+        return isOpen && Glibc.poll(&entry, 1, 0) > 0 && Int32(entry.revents) & Int32(POLLHUP) != 0
+    }
+
     /// Closes the host's end. With a byte left unread in it the application gets ECONNRESET.
     final func closePair() {
         guard descriptor >= 0 else { return }

@@ -16,20 +16,45 @@ enum ClientIoctl {
             return store(&data, Int32(waiting))
         case Int32(TIOCOUTQ):
             guard let socket else { return EBADF }
+            guard !socket.isListening else { return EINVAL }
             return store(&data, Int32(socket.sendQueued))
         case Int32(SIOCATMARK):
-            guard let socket, socket.isStream else { return EINVAL }
-            return store(&data, Int32(socket.isAtMark ? 1 : 0))
+            guard let socket, socket.isStream else { return ENOTTY }
+            // What the client has not read yet comes with the request.
+            let unread = data.count >= 4 ? data.withUnsafeBytes { $0.loadUnaligned(as: Int32.self) } : 0
+            return store(&data, Int32(socket.isAtMark(unread: Int(max(unread, 0))) ? 1 : 0))
         case Int32(SIOCGIFCONF): return interfaceList(kernel, &data)
         case Int32(SIOCGIFNAME): return interfaceName(kernel, &data)
         case Int32(SIOCADDRT), Int32(SIOCDELRT):
             guard isRoot else { return EPERM }
             return changeRoute(kernel, &data, add: Int32(truncatingIfNeeded: command) == Int32(SIOCADDRT))
+        case 0x894b /* SIOCOUTQNSD */:
+            guard let socket, socket.isStream else { return ENOTTY }
+            guard !socket.isListening else { return EINVAL }
+            return store(&data, socket.notSent)
         default: break
         }
-        if (0x8910...0x8970).contains(command) { return interfaceRequest(kernel, command, &data, isRoot: isRoot) }
-        guard let socket else { return EINVAL }
-        return socket.control(UInt32(truncatingIfNeeded: command), &data)
+        guard let request = SocketRequest.find(command) else {
+            // A transport may have some of its own.
+            return socket?.control(UInt32(truncatingIfNeeded: command), &data) ?? ENOTTY
+        }
+        if case .refused(let error) = request.treatment { return refuse(kernel, request, error, data) }
+        return interfaceRequest(kernel, command, &data, isRoot: isRoot)
+    }
+
+    private static func refuse(_ kernel: Kernel, _ request: SocketRequest, _ error: Int32, _ data: [UInt8]) -> Int32 {
+        if request.namesInterface {
+            let name = String(decoding: data.prefix(interfaceNameSize).prefix { $0 != 0 }, as: UTF8.self)
+            guard kernel.interfaces.find(name) != nil else { return ENODEV }
+        }
+        // struct arpreq begins with an address.
+        let isARP = (0x8953...0x8955).contains(request.number)
+        return isARP && family(data, 0) != sa_family_t(AF_INET) ? EPFNOSUPPORT : error
+    }
+
+    private static func family(_ data: [UInt8], _ offset: Int) -> sa_family_t {
+        guard data.count >= offset + 2 else { return 0 }
+        return data.withUnsafeBytes { $0.loadUnaligned(fromByteOffset: offset, as: sa_family_t.self) }
     }
 
     private static func store(_ data: inout [UInt8], _ value: Int32) -> Int32 {
@@ -101,6 +126,9 @@ enum ClientIoctl {
 
     private static func interfaceRequest(_ kernel: Kernel, _ command: UInt, _ data: inout [UInt8], isRoot: Bool) -> Int32 {
         guard data.count >= requestSize else { return EFAULT }
+        // As Linux: the address is looked at before the name.
+        let setsAddress = command == UInt(SIOCSIFADDR) || command == UInt(SIOCSIFNETMASK)
+        guard !setsAddress || family(data, interfaceNameSize) == sa_family_t(AF_INET) else { return EINVAL }
         let name = String(decoding: data.prefix(interfaceNameSize).prefix { $0 != 0 }, as: UTF8.self)
         guard let interface = kernel.interfaces.find(name) else { return ENODEV }
         let at = interfaceNameSize
@@ -113,6 +141,7 @@ enum ClientIoctl {
         case Int32(SIOCGIFMTU): put(Int32(interface.raw.pointee.mtu))
         case Int32(SIOCGIFMETRIC): put(Int32(0))
         case Int32(SIOCGIFTXQLEN): put(Int32(1000))
+        case Int32(SIOCGIFMAP): put([UInt8](repeating: 0, count: requestSize - interfaceNameSize))
         case Int32(SIOCGIFHWADDR):
             put(UInt16(interface.isLoopback ? ARPHRD_LOOPBACK : ARPHRD_ETHER))
             withUnsafeBytes(of: interface.raw.pointee.hardware) { bytes in
@@ -166,6 +195,7 @@ enum ClientIoctl {
         guard data.count >= 120, let destination = address(data, 8), let gateway = address(data, 24),
             let netmask = address(data, 40)
         else { return EFAULT }
+        guard family(data, 8) == sa_family_t(AF_INET) else { return EAFNOSUPPORT }
         let flags = data.withUnsafeBytes { $0.loadUnaligned(fromByteOffset: 56, as: UInt16.self) }
         let metric = data.withUnsafeBytes { $0.loadUnaligned(fromByteOffset: 72, as: Int16.self) }
         var route = alps_route()

@@ -35,6 +35,9 @@ enum ClientRequests {
         // What was written before the request counts before it.
         (socket.channel as? Channel)?.drain()
         guard !socket.isClosed else { return onEndedSocket(session, frame, payload) }
+        if UInt32(frame.op) == UInt32(ALPS_OP_CONNECT) {
+            return connect(session, frame, payload, socket, until: HeldDescriptor(copyOf: possession))
+        }
         onSocket(session, frame, payload, socket)
     }
 
@@ -125,12 +128,14 @@ enum ClientRequests {
         switch UInt32(frame.op) {
         case UInt32(ALPS_OP_BIND):
             guard let name = load(payload, alps_client_sockaddr.self) else { return session.reply(frame, error: EINVAL) }
-            let status = socket.bind(stackAddress(name))
+            var status = socket.bind(stackAddress(name))
+            if status == EADDRINUSE, releaseAbandoned(session.kernel, port: stackAddress(name).port) {
+                status = socket.bind(stackAddress(name))
+            }
             session.reply(frame, error: status, status == 0 ? bytes(clientAddress(socket.localAddress)) : [])
         case UInt32(ALPS_OP_LISTEN):
             guard let backlog = load(payload, Int32.self) else { return session.reply(frame, error: EINVAL) }
             session.reply(frame, error: listen(socket, backlog))
-        case UInt32(ALPS_OP_CONNECT): connect(session, frame, payload, socket)
         case UInt32(ALPS_OP_UNCONNECT): session.reply(frame, error: socket.disconnect())
         case UInt32(ALPS_OP_SHUTDOWN):
             guard let how = load(payload, Int32.self) else { return session.reply(frame, error: EINVAL) }
@@ -161,6 +166,9 @@ enum ClientRequests {
                 return session.reply(frame, error: EAGAIN)
             }
             session.reply(frame, bytes(event))
+        case UInt32(ALPS_OP_SEND_DATAGRAM):
+            guard let channel = socket.channel as? InBandDatagramChannel else { return session.reply(frame, error: EOPNOTSUPP) }
+            session.reply(frame, error: payload.withUnsafeBytes { channel.sendOne($0) })
         case UInt32(ALPS_OP_SEND_OOB):
             guard let byte = payload.first, socket.isStream else { return session.reply(frame, error: EOPNOTSUPP) }
             let written = socket.write([byte], flags: UInt32(ALPS_SENT_OOB))
@@ -171,6 +179,23 @@ enum ClientRequests {
             session.reply(frame, error: error, error == 0 ? [byte] : [])
         default: session.reply(frame, error: EOPNOTSUPP)
         }
+    }
+
+    /// Sockets of a port that a client closed before it asked for the port: their ends may not have been looked at yet.
+    private static func releaseAbandoned(_ kernel: Kernel, port: UInt16) -> Bool {
+        var found = false
+        for socket in kernel.sockets.all where socket.localAddress.port == port {
+            guard let channel = socket.channel as? Channel, releaseIfAbandoned(channel) else { continue }
+            found = true
+        }
+        return found
+    }
+
+    @discardableResult
+    private static func releaseIfAbandoned(_ channel: Channel) -> Bool {
+        guard channel.isAbandoned else { return false }
+        channel.ready(UInt32(EPOLLIN.rawValue | EPOLLHUP.rawValue) | UInt32(alps_EPOLLRDHUP))
+        return true
     }
 
     /// A listener's pair carries connections instead of bytes: the channel changes, the descriptor stays.
@@ -185,6 +210,7 @@ enum ClientRequests {
         setsockopt(descriptor, SOL_SOCKET, SO_SNDBUFFORCE, &size, socklen_t(4))
         do {
             socket.channel = try InBandListenerChannel(socket, descriptor: descriptor, cookie: cookie)
+            socket.kernel.server?.listeners.insert(socket.handle)
         } catch {
             close(descriptor)
             socket.abort()
@@ -201,12 +227,21 @@ enum ClientRequests {
         return how == Int32(ALPS_SHUT_WR) ? 0 : socket.shutdown(Int32(ALPS_SHUT_RD))
     }
 
-    private static func connect(_ session: Session, _ frame: alps_frame, _ payload: [UInt8], _ socket: Socket) {
+    /// `held` is closed when the answer has been given.
+    private static func connect(
+        _ session: Session, _ frame: alps_frame, _ payload: [UInt8], _ socket: Socket, until held: HeldDescriptor
+    ) {
         guard let request = load(payload, alps_connect_request.self) else { return session.reply(frame, error: EINVAL) }
         let address = stackAddress(request.address)
+        for handle in session.kernel.server?.listeners ?? [] {
+            // One that was closed before this request must not take the connection.
+            guard let other = session.kernel.sockets.find(handle), other.localAddress.port == address.port else { continue }
+            if let channel = other.channel as? Channel { releaseIfAbandoned(channel) }
+        }
         func answer(_ status: Int32) {
             let named = status == 0 || status == EINPROGRESS
             session.reply(frame, error: status, named ? bytes(clientAddress(socket.localAddress)) : [])
+            held.release()
         }
         guard socket.isStream, request.flags & UInt32(ALPS_CONNECT_NOWAIT) == 0 else {
             if socket.isStream, request.plug_bytes > 0, !socket.isConnecting, !socket.isConnected {
@@ -218,7 +253,11 @@ enum ClientRequests {
         }
         let started = socket.connect(address)
         guard started == EINPROGRESS || started == EALREADY else { return answer(started) }
-        session.runWaiting(frame, name: "connect") { answer(socket.waitForConnection()) }
+        session.runWaiting(frame, name: "connect") {
+            let status = socket.waitForConnection()
+            // Somebody else's attempt, which goes on.
+            answer(status == EINPROGRESS && started == EALREADY ? EALREADY : status)
+        }
     }
 
     private static func ioctl(_ session: Session, _ frame: alps_frame, _ payload: [UInt8], _ socket: Socket?) {
@@ -312,6 +351,22 @@ enum ClientRequests {
     }
 
     static func bytes<T>(_ value: T) -> [UInt8] { withUnsafeBytes(of: value) { Array($0) } }
+}
+
+/// A client's descriptor that is kept until something has happened: its closing tells the client.
+final class HeldDescriptor {
+    private var descriptor: Int32
+
+    init(copyOf original: Int32) {
+        descriptor = original < 0 ? -1 : fcntl(original, F_DUPFD_CLOEXEC, 0)
+    }
+
+    func release() {
+        if descriptor >= 0 { close(descriptor) }
+        descriptor = -1
+    }
+
+    deinit { release() }
 }
 
 /// Arguments of ALPS_OP_CALL by signature letter.

@@ -20,6 +20,8 @@ package final class ControlServer {
     package private(set) var pairs = 0
     package private(set) var peakPairs = 0
     private var hasSocketFile = false
+    /// Sockets whose pairs carry connections.
+    var listeners: Set<SocketHandle> = []
     /// Given up for a moment to turn a client away when descriptors have run out; a listener that is not accepted from
     /// would keep the loop busy.
     private var reserve: Int32 = Glibc.open("/dev/null", O_RDONLY | O_CLOEXEC)

@@ -9,6 +9,11 @@ final class InBandDatagramChannel: Channel {
     /// What the messages of no bytes stand for, oldest first.
     private var events: [alps_datagram_event] = []
     private var errorTold = false
+    /// What is held back by UDP_CORK, and whether anything is.
+    private var held: [UInt8] = []
+    private var heldAny = false
+    private var heldDestination: alps_sockaddr?
+    private static let largestPayload = 65507
     /// There may be messages that have not been looked at.
     private var mayHaveUnread = true
     /// Datagrams one socket may send in one turn.
@@ -65,27 +70,104 @@ final class InBandDatagramChannel: Channel {
     private func send(_ message: UnsafeRawBufferPointer) {
         var payload = message
         var destination: alps_sockaddr?
+        var header: alps_datagram_header?
         let headerSize = MemoryLayout<alps_datagram_header>.size
         // A connected socket's messages are bare: what looks like a header there is the program's own data.
         if !socket.isConnected, message.count >= headerSize, message.load(as: UInt32.self) == ALPS_DATAGRAM_MAGIC {
-            let header = message.load(as: alps_datagram_header.self)
+            let found = message.load(as: alps_datagram_header.self)
+            header = found
             payload = UnsafeRawBufferPointer(rebasing: message[headerSize...])
-            if header.address.family != 0 {
-                guard header.address.family == socket.raw.pointee.domain else { return fail(EAFNOSUPPORT) }
-                destination = stackAddress(header.address)
+            if found.address.family != 0 {
+                guard found.address.family == socket.raw.pointee.domain else { return fail(EAFNOSUPPORT) }
+                destination = stackAddress(found.address)
             }
         }
+        if heldAny || socket.isCorked { return hold(payload, destination) }
+        let status = header.map { send(payload, to: destination, as: $0) } ?? send(payload, to: destination)
+        if status != 0, status != ENOBUFS { fail(status) }
+    }
+
+    /// ALPS_OP_SEND_DATAGRAM: a header and a payload.
+    func sendOne(_ message: UnsafeRawBufferPointer) -> Int32 {
+        let headerSize = MemoryLayout<alps_datagram_header>.size
+        guard message.count >= headerSize else { return EINVAL }
+        let header = message.loadUnaligned(as: alps_datagram_header.self)
+        let family = header.address.family
+        guard family == 0 || family == socket.raw.pointee.domain else { return EAFNOSUPPORT }
+        return send(
+            UnsafeRawBufferPointer(rebasing: message[headerSize...]), to: family == 0 ? nil : stackAddress(header.address),
+            as: header)
+    }
+
+    /// Sends with what the program said about this datagram alone: TTL, TOS, interface and source.
+    private func send(
+        _ payload: UnsafeRawBufferPointer, to destination: alps_sockaddr?, as header: alps_datagram_header
+    ) -> Int32 {
+        let hasSource = header.destination.family != 0
+        guard header.ttl != 0 || header.tos != 0 || header.ifindex != 0 || hasSource else {
+            return send(payload, to: destination)
+        }
+        let netpcb = socket.raw.pointee.netpcb
+        let before = netpcb.pointee
+        if header.ttl != 0 {
+            netpcb.pointee.ttl = header.ttl
+            netpcb.pointee.multicast_ttl = header.ttl
+        }
+        if header.tos != 0 { netpcb.pointee.tos = header.tos }
+        if header.ifindex != 0 {
+            guard kernel.interfaces.interface(header.ifindex) != nil else { return ENODEV }
+            netpcb.pointee.bound_ifindex = header.ifindex
+            netpcb.pointee.multicast_ifindex = header.ifindex
+        }
+        if hasSource {
+            let source = stackAddress(header.destination)
+            guard isOurs(NetworkAddress(address: source.addr)) else {
+                netpcb.pointee = before
+                return EINVAL
+            }
+            netpcb.pointee.local = source.addr
+        }
+        netpcb.pointee.route = alps_route()
+        let status = send(payload, to: destination)
+        // The route was this datagram's; the transport must not take its source for the next one.
+        netpcb.pointee = before
+        netpcb.pointee.route = alps_route()
+        return status
+    }
+
+    /// An address of an interface, or of 127/8.
+    private func isOurs(_ address: NetworkAddress) -> Bool {
+        withUnsafeBytes(of: address.address) { $0[0] == 127 }
+            || kernel.interfaces.all.contains { $0.addresses.contains { NetworkAddress(address: $0.addr) == address } }
+    }
+
+    private func send(_ payload: UnsafeRawBufferPointer, to destination: alps_sockaddr?) -> Int32 {
         let pool = kernel.mbufs
         let packet = payload.count <= 160
             ? pool.packet(headroom: 128) : pool.cluster(headroom: 128, capacity: payload.count)
-        guard let packet else { return }
+        guard let packet else { return ENOBUFS }
         if payload.count > 0 {
             memcpy(packet.pointee.data, payload.baseAddress!, payload.count)
             packet.pointee.length = UInt32(payload.count)
             packet.pointee.pkt.length = UInt32(payload.count)
         }
-        let status = socket.sendDatagram(packet, to: destination)
+        return socket.sendDatagram(packet, to: destination)
+    }
+
+    /// Adds to the datagram that is held back; it goes where its first part was sent to.
+    private func hold(_ payload: UnsafeRawBufferPointer, _ destination: alps_sockaddr?) {
+        if !heldAny { heldDestination = destination }
+        guard held.count + payload.count <= Self.largestPayload else { return fail(EMSGSIZE) }
+        held += payload
+        heldAny = true
+    }
+
+    override func uncorked(_ socket: Socket) {
+        guard heldAny else { return }
+        let status = held.withUnsafeBytes { send($0, to: heldDestination) }
         if status != 0, status != ENOBUFS { fail(status) }
+        held = []
+        heldAny = false
     }
 
     /// The program's call has long returned: what it would have been told is told by the next one.

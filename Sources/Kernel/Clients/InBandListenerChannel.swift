@@ -83,6 +83,7 @@ final class InBandListenerChannel: Channel {
     override func detached(_ socket: Socket) {
         if let (_, descriptor) = handingOut { close(descriptor) }
         handingOut = nil
+        kernel.server?.listeners.remove(socket.handle)
         super.detached(socket)
     }
 }

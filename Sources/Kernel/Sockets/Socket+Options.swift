@@ -10,6 +10,14 @@ extension Socket {
     private static let sendTimeoutNew: Int32 = 67
     private static let bindToIndex: Int32 = 62
     private static let cookie: Int32 = 57
+    private static let peerName: Int32 = 28
+    private static let memoryInformation: Int32 = 55
+    private static let namespaceCookie: Int32 = 71
+    private static let cork: Int32 = 1
+    private static let protocolNumber: Int32 = 52
+    private static let congestionInformation: Int32 = 26
+    private static let savedSYN: Int32 = 28
+    private static let packetOptions: Int32 = 9
 
     /// A flag option of SOL_SOCKET that lives in `alps_socket.options`.
     private static func flag(_ name: Int32) -> UInt32? {
@@ -25,11 +33,37 @@ extension Socket {
         }
     }
 
-    /// Integers that are stored and told: nothing inside one stack acts on them.
-    private static let storedIntegers: Set<Int32> = [
-        SO_DEBUG, SO_PRIORITY, SO_MARK, SO_INCOMING_CPU, SO_BUSY_POLL, SO_RXQ_OVFL, SO_SELECT_ERR_QUEUE,
-        SO_MAX_PACING_RATE, 69 /* SO_PREFER_BUSY_POLL */, 74 /* SO_TXREHASH */,
-    ]
+    /// Which of SO_TIMESTAMP and SO_TIMESTAMPNS was switched on last: it replaces the other one.
+    private var timestampName: Int32 {
+        storedOptions[SO_TIMESTAMP]?.withUnsafeBytes { $0.loadUnaligned(as: Int32.self) } ?? 0
+    }
+
+    /// Which options it has.
+    private var optionSockets: SocketOption.Sockets {
+        switch Int32(raw.pointee.type) {
+        case Int32(ALPS_SOCK_STREAM): .stream
+        case Int32(ALPS_SOCK_RAW): .raw
+        default: .datagram
+        }
+    }
+
+    /// Where in `storedOptions` one is kept. Those of SOL_SOCKET by their own numbers.
+    private static func key(_ level: Int32, _ name: Int32) -> Int32 {
+        level == SOL_SOCKET ? name : (level &+ 1) << 16 | name
+    }
+
+    /// The error for an option that the socket does not have.
+    private func unknownOption(_ level: Int32, length: Int, setting: Bool) -> Int32 {
+        let isLevel = switch SocketOption.Level(rawValue: level) {
+        case .socket, .ip: true
+        case .tcp: isStream
+        case .udp: raw.pointee.protocol == 17 && raw.pointee.type == ALPS_SOCK_DGRAM
+        case .raw: raw.pointee.type == ALPS_SOCK_RAW
+        case nil: false
+        }
+        guard isLevel else { return setting ? ENOPROTOOPT : EOPNOTSUPP }
+        return setting && length < 4 && level != 0 && level != 255 ? EINVAL : ENOPROTOOPT
+    }
 
     private static func isTimeout(_ name: Int32) -> Bool {
         name == SO_RCVTIMEO || name == SO_SNDTIMEO || name == receiveTimeoutNew || name == sendTimeoutNew
@@ -50,36 +84,47 @@ extension Socket {
     // MARK: Setting
 
     package func setOption(level: Int32, name: Int32, _ value: [UInt8]) -> Int32 {
-        guard level == SOL_SOCKET else { return passDown(level, name, value) }
+        guard let option = SocketOption.find(level, name, on: optionSockets) else {
+            let status = passDown(level, name, value)
+            return status == ENOPROTOOPT ? unknownOption(level, length: value.count, setting: true) : status
+        }
+        if case .told = option.treatment { return unknownOption(level, length: value.count, setting: true) }
+        let (error, value) = option.normalised(value)
+        guard error == 0 else { return error }
+        switch option.treatment {
+        case .acts: return level == SOL_SOCKET ? setSocketOption(name, value) : setLowerOption(level, name, value)
+        case .kept: storedOptions[Self.key(level, name)] = value
+        case .ignored, .told: break
+        case .refused(let error): return option.isInitial(value) ? 0 : error
+        }
+        return 0
+    }
+
+    private func setLowerOption(_ level: Int32, _ name: Int32, _ value: [UInt8]) -> Int32 {
+        if level == SocketOption.Level.udp.rawValue, name == Self.cork {
+            setCork(value[0] != 0)
+            return 0
+        }
+        return passDown(level, name, value)
+    }
+
+    /// SOL_SOCKET. Integers are four bytes by now.
+    private func setSocketOption(_ name: Int32, _ value: [UInt8]) -> Int32 {
         if name == SO_LINGER { return setLinger(value) }
         if name == SO_BINDTODEVICE { return bindToDevice(value) }
         if Self.isTimeout(name) { return setTimeout(name, value) }
-        switch name {
-        case SO_TYPE, SO_ERROR, SO_DOMAIN, SO_PROTOCOL, SO_ACCEPTCONN, SO_SNDLOWAT, Self.cookie: return ENOPROTOOPT
-        default: break
-        }
-        let number = value.count >= 4 ? value.withUnsafeBytes { $0.loadUnaligned(as: Int32.self) } : nil
+        let number = value.withUnsafeBytes { $0.loadUnaligned(as: Int32.self) }
         if let flag = Self.flag(name) {
-            guard let number else { return EINVAL }
             setFlag(name, flag, number != 0, value)
             return 0
         }
         switch name {
-        case SO_SNDBUF, SO_RCVBUF, SO_SNDBUFFORCE, SO_RCVBUFFORCE:
-            guard let number else { return EINVAL }
-            setBuffer(isSend: name == SO_SNDBUF || name == SO_SNDBUFFORCE, UInt32(max(number, 0)))
-        case SO_RCVLOWAT:
-            guard let number else { return EINVAL }
-            raw.pointee.rcv.low_water = number < 0 ? UInt32(Int32.max) : max(UInt32(number), 1)
-        case Self.bindToIndex:
-            guard let number, number >= 0 else { return EINVAL }
-            guard number == 0 || kernel.interfaces.interface(UInt32(number)) != nil else { return ENODEV }
-            bindToInterface(UInt32(number))
-        case _ where Self.storedIntegers.contains(name):
-            guard number != nil else { return EINVAL }
-            storedOptions[name] = value
-        default:
-            return transportControl(set: true, level, name, value, capacity: value.count).error
+        // Linux takes what is negative for the largest.
+        case SO_SNDBUF, SO_RCVBUF: setBuffer(isSend: name == SO_SNDBUF, UInt32(bitPattern: number))
+        case SO_SNDBUFFORCE, SO_RCVBUFFORCE: setBuffer(isSend: name == SO_SNDBUFFORCE, UInt32(max(number, 0)))
+        case SO_RCVLOWAT: raw.pointee.rcv.low_water = number < 0 ? UInt32(Int32.max) : max(UInt32(number), 1)
+        case Self.bindToIndex: bindToInterface(UInt32(number))
+        default: return transportControl(set: true, SOL_SOCKET, name, value, capacity: value.count).error
         }
         return 0
     }
@@ -87,6 +132,7 @@ extension Socket {
     private func setFlag(_ name: Int32, _ flag: UInt32, _ isOn: Bool, _ value: [UInt8]) {
         if isOn { raw.pointee.options |= flag } else { raw.pointee.options &= ~flag }
         switch name {
+        case SO_TIMESTAMP, Self.timestampNanoseconds: storedOptions[SO_TIMESTAMP] = SocketOption.bytes(isOn ? name : 0)
         case SO_BROADCAST, SO_DONTROUTE: mirrorNetworkFlags()
         // The transport may have to start or stop its timers.
         case SO_KEEPALIVE: _ = transportControl(set: true, SOL_SOCKET, name, value, capacity: 4)
@@ -158,14 +204,42 @@ extension Socket {
     /// At most `capacity` bytes of the option's value.
     package func getOption(level: Int32, name: Int32, capacity: Int) -> (error: Int32, value: [UInt8]) {
         guard capacity >= 0 else { return (EINVAL, []) }
-        guard level == SOL_SOCKET else { return askDown(level, name, capacity) }
-        func answer<T>(_ value: T) -> (Int32, [UInt8]) {
-            (0, withUnsafeBytes(of: value) { Array($0.prefix(capacity)) })
+        guard let option = SocketOption.find(level, name, on: optionSockets) else {
+            let result = askDown(level, name, capacity)
+            return result.error == ENOPROTOOPT ? (unknownOption(level, length: capacity, setting: false), []) : result
+        }
+        guard option.readError == 0 else { return (option.readError, []) }
+        switch option.treatment {
+        case .kept: return (0, option.cut(storedOptions[Self.key(level, name)] ?? option.initialValue, to: capacity))
+        case .ignored, .refused: return (0, option.cut(option.initialValue, to: capacity))
+        case .told where !option.tells.isEmpty: return (0, option.cut(option.tells, to: capacity))
+        case .told, .acts: break
+        }
+        let (error, value) = level == SOL_SOCKET
+            ? getSocketOption(name, capacity) : getLowerOption(option, max(capacity, 4))
+        return (error, option.cut(value, to: capacity))
+    }
+
+    private func getLowerOption(_ option: SocketOption, _ capacity: Int) -> (error: Int32, value: [UInt8]) {
+        switch (option.level, option.number) {
+        case (.udp, Self.cork): return (0, SocketOption.bytes(isCorked ? 1 : 0))
+        case (.ip, Self.protocolNumber):
+            return (0, SocketOption.bytes(raw.pointee.type == ALPS_SOCK_RAW ? Int32(raw.pointee.protocol) : 0))
+        case (.tcp, Self.congestionInformation), (.tcp, Self.savedSYN), (.ip, Self.packetOptions): return (0, [])
+        default: return askDown(option.level.rawValue, option.number, capacity)
+        }
+    }
+
+    /// SOL_SOCKET, whole values.
+    private func getSocketOption(_ name: Int32, _ capacity: Int) -> (error: Int32, value: [UInt8]) {
+        func answer<T>(_ value: T) -> (Int32, [UInt8]) { (0, withUnsafeBytes(of: value) { Array($0) }) }
+        if name == SO_TIMESTAMP || name == Self.timestampNanoseconds {
+            return answer(Int32(raw.pointee.options & ALPS_SO_TIMESTAMP != 0 && timestampName == name ? 1 : 0))
         }
         if let flag = Self.flag(name) { return answer(Int32(raw.pointee.options & flag != 0 ? 1 : 0)) }
         if Self.isTimeout(name) {
             let none = [UInt8](repeating: 0, count: MemoryLayout<timeval>.size)
-            return (0, Array((storedOptions[Self.timeoutKey(name)] ?? none).prefix(capacity)))
+            return (0, storedOptions[Self.timeoutKey(name)] ?? none)
         }
         switch name {
         case SO_TYPE: return answer(Int32(raw.pointee.type))
@@ -178,6 +252,9 @@ extension Socket {
         case SO_RCVLOWAT: return answer(Int32(truncatingIfNeeded: raw.pointee.rcv.low_water))
         case SO_SNDLOWAT: return answer(Int32(1))
         case Self.cookie: return capacity < 8 ? (EINVAL, []) : answer(raw.pointee.id)
+        case Self.namespaceCookie: return capacity == 8 ? answer(UInt64(1)) : (EINVAL, [])
+        case Self.peerName: return peerNameOption(capacity)
+        case Self.memoryInformation: return (0, memoryInformationOption)
         case SO_LINGER:
             return answer(Glibc.linger(l_onoff: raw.pointee.linger >= 0 ? 1 : 0, l_linger: max(raw.pointee.linger, 0)))
         case Self.bindToIndex: return answer(Int32(bitPattern: raw.pointee.netpcb.pointee.bound_ifindex))
@@ -186,10 +263,54 @@ extension Socket {
             guard index != 0, let interface = kernel.interfaces.interface(index) else { return (0, []) }
             guard capacity >= Int(IFNAMSIZ) else { return (EINVAL, []) }
             return (0, Array(interface.name.utf8) + [0])
-        case _ where Self.storedIntegers.contains(name):
-            return (0, Array((storedOptions[name] ?? [0, 0, 0, 0]).prefix(capacity)))
-        default: return transportControl(set: false, level, name, [], capacity: capacity)
+        default: return transportControl(set: false, SOL_SOCKET, name, [], capacity: max(capacity, 4))
         }
+    }
+
+    /// SO_PEERNAME: a sockaddr_in, in no more room than it takes.
+    private func peerNameOption(_ capacity: Int) -> (error: Int32, value: [UInt8]) {
+        guard isConnected else { return (ENOTCONN, []) }
+        let remote = remoteAddress
+        var name = sockaddr_in()
+        name.sin_family = sa_family_t(AF_INET)
+        name.sin_port = remote.port.bigEndian
+        withUnsafeMutableBytes(of: &name.sin_addr) { target in
+            withUnsafeBytes(of: remote.addr) { target.copyMemory(from: UnsafeRawBufferPointer(rebasing: $0[0..<4])) }
+        }
+        guard capacity <= MemoryLayout<sockaddr_in>.size else { return (EINVAL, []) }
+        return (0, withUnsafeBytes(of: name) { Array($0) })
+    }
+
+    /// SO_MEMINFO: nine counts, of which the stack has what is queued and the limits.
+    private var memoryInformationOption: [UInt8] {
+        let received = isStream ? receiveAvailable : (firstDatagram.map { Int($0.packet.pointee.pkt.length) } ?? 0)
+        let queued = UInt32(truncatingIfNeeded: sendQueued)
+        let counts: [UInt32] = [
+            UInt32(truncatingIfNeeded: received), UInt32(raw.pointee.rcv.limit), queued, UInt32(raw.pointee.snd.limit),
+            0, queued, 0, 0, 0,
+        ]
+        return counts.withUnsafeBytes { Array($0) }
+    }
+
+    /// SIOCOUTQNSD: what has never been sent, out of struct tcp_info's tcpi_notsent_bytes.
+    package var notSent: Int32 {
+        let place = 144
+        let (error, value) = transportControl(set: false, SocketOption.Level.tcp.rawValue, 11, [], capacity: 256)
+        guard error == 0, value.count >= place + 4 else { return Int32(clamping: sendQueued) }
+        return value.withUnsafeBytes { $0.loadUnaligned(fromByteOffset: place, as: Int32.self) }
+    }
+
+    /// UDP_CORK: what is sent is held back, and goes as one datagram.
+    private func setCork(_ on: Bool) {
+        let wasCorked = isCorked
+        storedOptions[Self.key(SocketOption.Level.udp.rawValue, Self.cork)] = SocketOption.bytes(on ? 1 : 0)
+        if wasCorked, !on { channel?.uncorked(self) }
+    }
+
+    /// Whether what is sent is held back.
+    package var isCorked: Bool {
+        guard !storedOptions.isEmpty else { return false }
+        return storedOptions[Self.key(SocketOption.Level.udp.rawValue, Self.cork)]?.first == 1
     }
 
     // MARK: Transport and network

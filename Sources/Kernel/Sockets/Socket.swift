@@ -7,6 +7,9 @@ open class SocketChannel {
     /// The socket's state, data, room or queue have changed in this turn.
     package func update(_ socket: Socket) {}
 
+    /// The program sends what it has held back (UDP_CORK).
+    package func uncorked(_ socket: Socket) {}
+
     /// Application and transport have let go of the socket: it is about to be freed.
     package func detached(_ socket: Socket) {}
 }

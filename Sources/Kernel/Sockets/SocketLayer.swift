@@ -114,6 +114,8 @@ package final class SocketLayer {
         else { throw refusal(domain, type, protocolNumber, variant) }
         let number = protocolNumber != 0 ? protocolNumber : entry.protocolNumber
         let socket = try make(entry, number, owner, arena)
+        // As Linux has it for sockets without ports.
+        if type == ALPS_SOCK_RAW { socket.raw.pointee.options |= ALPS_SO_REUSEADDR }
         let status = attach(socket)
         guard status == 0 else {
             abandon(socket)

@@ -23,7 +23,25 @@ void alps_shim_resolving_begin(void);
 void alps_shim_resolving_end(void);
 int alps_shim_resolving(void);
 
-// What the variadic entry points call; Swift.
+/// Says that this process is the one whose state the shim holds.
+void alps_shim_process_begin(void);
+/// True once in the child of a fork, however that was made.
+int alps_shim_is_new_process(void);
+/// True in a child that runs in its parent's memory with descriptors of its own (vfork): it must not touch the tables.
+int alps_shim_borrows_memory(void);
+/// Leaves memory to the parent, in which it is mapped; at least 24 bytes at its start are overwritten.
+void alps_shim_keep_mapping(void *memory, size_t bytes);
+
+/// Receives on `fd` until its end; interruptible and a cancellation point, at which `pending` is abandoned.
+long alps_shim_wait_for_end(int fd, void *pending);
+
+// What the entry points call; Swift.
+void alps_shim_abandon(void *pending);
+void alps_shim_ready(void);
+int alps_shim_is_active(void);
+/// True if datagrams in this descriptor's pair have a header in front.
+int alps_shim_has_headers(int fd);
+void alps_shim_forget(int fd);
 int alps_shim_ioctl(int fd, unsigned long request, void *argument);
 int alps_shim_fcntl(int fd, int command, long argument);
 int alps_shim_open(int directory, const char *path, int flags, unsigned mode);

@@ -49,7 +49,8 @@
 #define ALPS_OP_SOCKET 2u       ///< alps_socket_request -> alps_socket_info, one descriptor
 #define ALPS_OP_BIND 3u         ///< alps_client_sockaddr -> alps_client_sockaddr (the name it has now)
 #define ALPS_OP_LISTEN 4u       ///< int32 backlog -> -
-#define ALPS_OP_CONNECT 5u      ///< alps_connect_request -> alps_client_sockaddr (local name). error EINPROGRESS if not waiting
+#define ALPS_OP_CONNECT 5u      ///< alps_connect_request -> alps_client_sockaddr (local name). error EINPROGRESS if not waiting.
+                                ///< A descriptor beside the frame is closed by the host behind its reply
 #define ALPS_OP_SHUTDOWN 6u     ///< int32 how -> -
 #define ALPS_OP_GETSOCKOPT 7u   ///< alps_sockopt_request -> value bytes
 #define ALPS_OP_SETSOCKOPT 8u   ///< alps_sockopt_request, value bytes -> -
@@ -68,6 +69,8 @@
 #define ALPS_OP_CALL 18u        ///< alps_call_request, name, arguments -> int32 result, out-bytes: a plugin's user request by name
 #define ALPS_OP_QUERY 19u       ///< JSON object {"command": "...", ...} -> JSON. For tools (alps netstat, ...)
 #define ALPS_OP_UNCONNECT 20u   ///< datagram socket: forget the peer -> -
+#define ALPS_OP_SEND_DATAGRAM 40u ///< alps_datagram_header, payload -> -. For a connected datagram socket, whose messages have
+                                ///< no header: another destination (family 0: the peer), TTL, TOS, source
 #define ALPS_OP_PROC_NET 21u    ///< name of a file of /proc/net ("dev", "route", "arp", "tcp", ...) -> its text as Linux has it; ENOENT
 
 /// In front of everything on a session. 40 bytes.

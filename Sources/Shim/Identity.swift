@@ -1,0 +1,43 @@
+import CLibc
+import ShimEntry
+
+// The host knows a process by the user who opened its session. When the process becomes another one, its session must not go
+// on being the old one's: the next request opens a new one.
+
+@c(setuid)
+public func shimSetuid(_ user: uid_t) -> Int32 {
+    ensureReady()
+    return changed(real.setuid.unsafelyUnwrapped(user))
+}
+
+@c(seteuid)
+public func shimSeteuid(_ user: uid_t) -> Int32 {
+    ensureReady()
+    return changed(real.seteuid.unsafelyUnwrapped(user))
+}
+
+@c(setreuid)
+public func shimSetreuid(_ user: uid_t, _ effective: uid_t) -> Int32 {
+    ensureReady()
+    return changed(real.setreuid.unsafelyUnwrapped(user, effective))
+}
+
+@c(setresuid)
+public func shimSetresuid(_ user: uid_t, _ effective: uid_t, _ saved: uid_t) -> Int32 {
+    ensureReady()
+    return changed(real.setresuid.unsafelyUnwrapped(user, effective, saved))
+}
+
+private func changed(_ result: Int32) -> Int32 {
+    guard result == 0, activation.active, !activation.confined, alps_shim_borrows_memory() == 0 else { return result }
+    let error = alps_errno()
+    var mask = sigset_t()
+    alps_block_signals(&mask)
+    dropForeignSession()
+    alps_shim_lock()
+    if session.descriptor >= 0 { session.isOutdated = session.user != geteuid() }
+    alps_shim_unlock()
+    alps_restore_signals(&mask)
+    alps_set_errno(error)
+    return result
+}

@@ -1,0 +1,158 @@
+// Making processes and executing programs: what cannot be written in Swift.
+#include "ShimEntry.h"
+
+#include "CLibc.h"
+#include <linux/sched.h>
+#include <stdarg.h>
+
+// MARK: children that share memory
+
+/// What belongs to this process. The child of a fork finds zeros here, a child that shares our memory (vfork) what we see.
+struct process {
+    int pid;
+    /// Children that may be running in our memory with descriptors of their own.
+    int sharers;
+};
+
+/// Used until there is a page: `sharers` has to be somewhere.
+static struct process early;
+static struct process *process = &early;
+
+void alps_shim_process_begin(void) {
+    struct process *page = alps_map_wiped_by_fork(4096);
+    if (page) process = page;
+    process->pid = alps_sys_getpid();
+}
+
+int alps_shim_is_new_process(void) {
+    if (process != &early ? process->pid != 0 : process->pid == alps_sys_getpid()) return 0;
+    process->sharers = 0;
+    process->pid = alps_sys_getpid();
+    return 1;
+}
+
+int alps_shim_borrows_memory(void) {
+    return __atomic_load_n(&process->sharers, __ATOMIC_RELAXED) > 0 && process->pid != 0
+        && process->pid != alps_sys_getpid();
+}
+
+// Memory that a child mapped for a program's environment before it executed the program: mapped in us. A stack of
+// blocks, each beginning with this.
+struct kept {
+    struct kept *next;
+    size_t bytes;
+    int owner;
+};
+static struct kept *kept_blocks;
+
+void alps_shim_keep_mapping(void *memory, size_t bytes) {
+    struct kept *block = memory;
+    block->bytes = bytes;
+    block->owner = alps_sys_getpid();
+    block->next = __atomic_load_n(&kept_blocks, __ATOMIC_RELAXED);
+    while (!__atomic_compare_exchange_n(&kept_blocks, &block->next, block, 0, __ATOMIC_RELEASE, __ATOMIC_RELAXED)) {
+    }
+}
+
+/// Gives back what the child `owner` had mapped; it has executed its program or ended.
+static void release_mappings(int owner) {
+    struct kept *block = __atomic_exchange_n(&kept_blocks, NULL, __ATOMIC_ACQUIRE);
+    while (block) {
+        struct kept *next = block->next;
+        if (block->owner == owner) {
+            munmap(block, block->bytes);
+        } else {
+            block->next = __atomic_load_n(&kept_blocks, __ATOMIC_RELAXED);
+            while (!__atomic_compare_exchange_n(&kept_blocks, &block->next, block, 0, __ATOMIC_RELEASE, __ATOMIC_RELAXED)) {
+            }
+        }
+        block = next;
+    }
+}
+
+/// Called by vfork (vfork.S) before the system call.
+void alps_shim_vfork_begin(void) {
+    alps_shim_ready();
+    __atomic_fetch_add(&process->sharers, 1, __ATOMIC_RELAXED);
+}
+
+/// Called by vfork in the parent, with the result of the system call.
+long alps_shim_vfork_end(long result) {
+    __atomic_fetch_sub(&process->sharers, 1, __ATOMIC_RELAXED);
+    if (result < 0) {
+        errno = (int)-result;
+        return -1;
+    }
+    if (kept_blocks) {
+        int error = errno;
+        release_mappings((int)result);
+        errno = error;
+    }
+    return result;
+}
+
+/// A child that shares the memory but not the descriptors must not touch the shim's tables. With CLONE_VFORK it is gone
+/// when clone returns; without, it may be there for ever.
+int clone(int (*function)(void *), void *stack, int flags, void *argument, ...) {
+    typedef int real_clone(int (*)(void *), void *, int, void *, ...);
+    static real_clone *next;
+    va_list list;
+    va_start(list, argument);
+    void *parent_id = va_arg(list, void *), *tls = va_arg(list, void *), *child_id = va_arg(list, void *);
+    va_end(list);
+    if (!next) next = (real_clone *)alps_shim_next("clone");
+    alps_shim_ready();
+    int borrows = (flags & (CLONE_VM | CLONE_FILES)) == CLONE_VM;
+    if (borrows) __atomic_fetch_add(&process->sharers, 1, __ATOMIC_RELAXED);
+    int child = next(function, stack, flags, argument, parent_id, tls, child_id);
+    if (borrows && (child < 0 || (flags & CLONE_VFORK))) alps_shim_vfork_end(child < 0 ? 0 : child);
+    return child;
+}
+int __clone(int (*function)(void *), void *stack, int flags, void *argument, ...) __attribute__((alias("clone")));
+
+// MARK: exec with arguments in a list
+
+enum { most_arguments = 4096 };
+
+/// Collects the arguments up to NULL; the number with it, or -1 if there are too many.
+static int collect(const char *first, va_list list, const char **vector) {
+    int count = 0;
+    for (const char *each = first;; each = va_arg(list, const char *)) {
+        if (count == most_arguments) return -1;
+        vector[count++] = each;
+        if (each == NULL) return count;
+    }
+}
+
+static int too_many(void) {
+    errno = E2BIG;
+    return -1;
+}
+
+int execl(const char *path, const char *first, ...) {
+    const char *vector[most_arguments];
+    va_list list;
+    va_start(list, first);
+    int count = collect(first, list, vector);
+    va_end(list);
+    return count < 0 ? too_many() : alps_shim_execve(path, (char *const *)vector, environ);
+}
+
+int execlp(const char *file, const char *first, ...) {
+    const char *vector[most_arguments];
+    va_list list;
+    va_start(list, first);
+    int count = collect(first, list, vector);
+    va_end(list);
+    return count < 0 ? too_many() : alps_shim_execvpe(file, (char *const *)vector, environ);
+}
+
+int execle(const char *path, const char *first, ...) {
+    const char *vector[most_arguments];
+    va_list list;
+    va_start(list, first);
+    int count = collect(first, list, vector);
+    char *const *environment = count < 0 ? NULL : va_arg(list, char *const *);
+    va_end(list);
+    return count < 0 ? too_many() : alps_shim_execve(path, (char *const *)vector, environment);
+}

@@ -6,8 +6,8 @@ import Kernel
 struct PluginCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "plugin",
-        abstract: "List, inspect, load, unload and swap protocol plugins.",
-        subcommands: [List.self, Info.self, Load.self, Unload.self, Swap.self],
+        abstract: "List, inspect, check, load, unload and swap protocol plugins.",
+        subcommands: [List.self, Info.self, Check.self, Load.self, Unload.self, Swap.self],
         defaultSubcommand: List.self)
 
     static func printPlugins(_ reply: PluginsReply) {
@@ -63,6 +63,42 @@ struct PluginCommand: ParsableCommand {
             print("unload:   \(reply.unloadable ? "yes" : "stays resident")")
             print("provides: \(reply.provides.joined(separator: ", "))")
             print("requires: \(reply.requires.joined(separator: ", "))")
+        }
+    }
+
+    struct Check: ParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Check plugin files without running any of their code.",
+            discussion: """
+                Looks at the note, the ABI version, what the library exports, imports and needs, and at global variables.
+                Exit status 1 if a file would be refused, or does what a plugin should not.
+                """)
+        @Argument(help: "Shared libraries.") var paths: [String]
+        @Flag(help: "Print JSON.") var json = false
+
+        struct Row: Codable {
+            var path: String
+            var check: String
+            var ok: Bool
+            var detail: String
+        }
+
+        func run() throws {
+            let rows = paths.flatMap { path in
+                PluginCheck(path: path).findings.map { Row(path: path, check: $0.what, ok: $0.isGood, detail: $0.detail) }
+            }
+            if json {
+                let encoder = JSONEncoder()
+                encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
+                print(String(decoding: try encoder.encode(rows), as: UTF8.self))
+            } else {
+                var table = TextTable(["", "CHECK", "FOUND"] + (paths.count > 1 ? ["FILE"] : []))
+                for row in rows {
+                    table.add([row.ok ? "ok" : "FAIL", row.check, row.detail] + (paths.count > 1 ? [row.path] : []))
+                }
+                table.print()
+            }
+            if rows.contains(where: { !$0.ok }) { throw ExitCode.failure }
         }
     }
 

@@ -147,10 +147,10 @@ static int send_query(res_state state, const unsigned char *query, int length, u
                 refused |= errno == ECONNREFUSED;
                 continue;
             }
+            // As libc's: another server may know.
             int code = reply[3] & 15;
-            int fails = code == ns_r_servfail || code == ns_r_notimpl || code == ns_r_refused;
-            int last = attempt == state->retry - 1 && each == state->nscount - 1;
-            if (!fails || last) return got < room || !by_tcp ? got : room;
+            if (code == ns_r_servfail || code == ns_r_notimpl || code == ns_r_refused) continue;
+            return got < room || !by_tcp ? got : room;
         }
     }
     errno = refused ? ECONNREFUSED : ETIMEDOUT;

@@ -230,10 +230,11 @@ static void passing(const char *self) {
         socklen_t length = sizeof from;
         ssize_t count = recvfrom(got, text, 100, 0, (struct sockaddr *)&from, &length);
         say("%zd %s", count, text);
-        say("answer: %zd", sendto(got, "answer", 6, 0, (struct sockaddr *)&from, length));
+        /* The parent prints from here on. */
+        MUST(sendto(got, "answer", 6, 0, (struct sockaddr *)&from, length));
         int other = take(way[1]);
-        say("received: %s", kind(other));
         exchange("through the stream", other, other);
+        say("received: %s", kind(other));
         _exit(0);
     }
     close(way[1]);
@@ -241,7 +242,7 @@ static void passing(const char *self) {
     MUST(send(pair[0], "to the child", 12, 0));
     char text[100] = "";
     wait_for(pair[0], POLLIN);
-    say("%zd %s", read(pair[0], text, 100), text);
+    say("answer: %zd %s", read(pair[0], text, 100), text);
     pass(way[0], stream[1]);
     close(stream[1]);
     read_all(stream[0], text, 8);
@@ -295,6 +296,32 @@ static int after_exec(char **arguments) {
     return 0;
 }
 
+static void ports(void) {
+    say("-- a port is free when its socket has been closed");
+    int in_use = 0, connected_to_nobody = 0;
+    for (int turn = 0; turn < 300; turn++) {
+        int listener = listening(), port = port_of(listener);
+        struct sockaddr_in name = loopback(port);
+        close(listener);
+        int fd = (int)MUST(socket(AF_INET, SOCK_STREAM, 0));
+        /* To itself it may connect, if it happens to get that port. */
+        int result = connect(fd, (struct sockaddr *)&name, sizeof name);
+        if (result == 0 ? port_of(fd) != port : errno != ECONNREFUSED) connected_to_nobody++;
+        close(fd);
+        fd = bound(SOCK_DGRAM), port = port_of(fd), name = loopback(port);
+        close(fd);
+        fd = (int)MUST(socket(AF_INET, SOCK_DGRAM, 0));
+        if (bind(fd, (struct sockaddr *)&name, sizeof name) != 0) in_use++;
+        close(fd);
+        listener = listening(), port = port_of(listener), name = loopback(port);
+        close(listener);
+        listener = (int)MUST(socket(AF_INET, SOCK_STREAM, 0));
+        if (bind(listener, (struct sockaddr *)&name, sizeof name) != 0) in_use++;
+        close(listener);
+    }
+    say("in use %d, connected to nobody %d", in_use, connected_to_nobody);
+}
+
 int main(int count, char **arguments) {
     signal(SIGPIPE, SIG_IGN);
     if (count > 1) return after_exec(arguments + 1);
@@ -302,5 +329,6 @@ int main(int count, char **arguments) {
     reuse();
     closing_all();
     passing(arguments[0]);
+    ports();
     return 0;
 }

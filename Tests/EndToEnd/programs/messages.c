@@ -190,6 +190,13 @@ static void of_streams(void) {
     REPORT(recv(pair[1], text, 64, MSG_OOB | MSG_PEEK));
     REPORT(recv(pair[1], text, 64, MSG_OOB));
     REPORT(recv(pair[1], text, 64, MSG_OOB));
+    say("-- fast open");
+    int listening_one = listening(), early = (int)MUST(socket(AF_INET, SOCK_STREAM, 0));
+    name = loopback(port_of(listening_one));
+    REPORT(sendto(early, "early", 5, MSG_FASTOPEN, (struct sockaddr *)&name, sizeof name));
+    int accepted = (int)MUST(accept(listening_one, NULL, NULL));
+    wait_for(accepted, POLLIN);
+    REPORT(recv(accepted, text, 64, 0));
     say("-- not connected");
     signal(SIGPIPE, SIG_IGN);
     int fresh = (int)MUST(socket(AF_INET, SOCK_STREAM, 0));

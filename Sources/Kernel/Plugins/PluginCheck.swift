@@ -21,8 +21,8 @@ package struct PluginCheck {
         "__cxa_finalize", "__gmon_start__", "_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable",
     ]
     package static let allowedLibraries: Set<String> = ["libc.so.6"]
-    /// Bytes that linker and compiler put there themselves.
-    static let ordinaryWritableData = 128
+    /// Bytes that linker and compiler put there themselves, and a table of operations for an interface that is provided.
+    static let ordinaryWritableData = 1024
 
     package init(path: String) {
         let bytes: [UInt8]

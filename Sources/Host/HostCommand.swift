@@ -59,13 +59,23 @@ struct HostCommand: ParsableCommand {
     @Option(help: "Path of the control socket (default: /run/alps/NAME.sock).")
     var socket: String?
 
+    @Option(help: "Messages to print: error, warning, notice or debug.")
+    var logLevel = "notice"
+
     @Option(help: .hidden)
     var readyFd: Int32?
+
+    private static let levels: [String: KernelLog.Level] = [
+        "error": .error, "warning": .warning, "notice": .notice, "debug": .debug,
+    ]
 
     /// In the order in which they are loaded: each finds the interfaces it needs.
     private static let protocols = ["arp", "ipv4", "icmp", "udp", "tcp"]
 
     func validate() throws {
+        guard Self.levels[logLevel] != nil else {
+            throw ValidationError("'\(logLevel)' is no level of messages: use error, warning, notice or debug.")
+        }
         let parts = interface.split(separator: ":", maxSplits: 1)
         guard parts.count == 2, ["tap", "packet"].contains(parts[0]) else {
             throw ValidationError(
@@ -103,6 +113,7 @@ struct HostCommand: ParsableCommand {
         signal(SIGPIPE, SIG_IGN)
         raiseDescriptorLimit()
         let kernel = Kernel(KernelConfiguration(name: name))
+        kernel.log.level = Self.levels[logLevel] ?? .notice
         let reactor = try Reactor(kernel: kernel)
         kernel.reactor = reactor
         // The control socket comes first: a name that is taken is refused before anything is made.

@@ -1,5 +1,7 @@
 """The tools: text and JSON."""
 
+import pwd
+import re
 import subprocess
 import time
 
@@ -76,3 +78,13 @@ def test_help_of_every_command(command):
 def test_a_tool_without_a_stack_says_what_to_do():
     result = subprocess.run([ALPS, "netstat", "--name", "nobody"], capture_output=True, text=True)
     assert result.returncode == 1 and "alps up" in result.stderr
+
+
+def test_clients_are_logged_with_their_credentials(make_stack):
+    stack = make_stack()
+    stack.run("setpriv", "--reuid=nobody", "--clear-groups", "/usr/bin/python3", "-c", "import socket; socket.socket()")
+    line = re.search(r"session \d+: python3, process \d+ of user (\d+)", stack.log.read_text())
+    assert line and line[1] == str(pwd.getpwnam("nobody").pw_uid)
+    quiet = make_stack("--log-level", "warning")
+    quiet.run("/usr/bin/python3", "-c", "import socket; socket.socket()")
+    assert "session " not in quiet.log.read_text()

@@ -177,7 +177,7 @@ package final class Session: ReadyHandler {
         if pid == 0 { pid = Int32(bitPattern: hello.pid) }
         greeted = true
         if !isTool {
-            kernel.log.write(UInt32(ALPS_LOG_DEBUG), nil) { "session \(number): \(program) pid \(pid) uid \(uid)" }
+            kernel.log.write(UInt32(ALPS_LOG_NOTICE), nil) { "session \(number): \(program), process \(pid) of user \(uid)" }
         }
         let triples = kernel.protocols.triples
         var answer = alps_hello_reply()

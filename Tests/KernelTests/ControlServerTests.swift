@@ -43,6 +43,39 @@ import Testing
         host.finish()
     }
 
+    @Test func aHostThatIsStartingIsAlive() throws {
+        // Between claiming the path and letting clients in, plugins are loaded: another must not take the path away.
+        let kernel = Kernel(KernelConfiguration(name: "test"))
+        kernel.reactor = try Reactor(kernel: kernel)
+        let path = "/tmp/alps-starting-\(getpid()).sock"
+        let first = try ControlServer(kernel: kernel, path: path)
+        #expect(message { _ = try ControlServer(kernel: kernel, path: path) }.contains("is running"))
+        // Somebody has removed the file, and another host has the path now: that one stays.
+        unlink(path)
+        let second = try ControlServer(kernel: kernel, path: path)
+        first.stop()
+        #expect(access(path, F_OK) == 0)
+        second.stop()
+        #expect(access(path, F_OK) != 0)
+        kernel.shutdown()
+    }
+
+    @Test func aFileThatIsNoSocketIsNotRemoved() throws {
+        let kernel = Kernel(KernelConfiguration(name: "test"))
+        let path = "/tmp/alps-file-\(getpid())"
+        close(open(path, O_WRONLY | O_CREAT, 0o600))
+        #expect(message { _ = try ControlServer(kernel: kernel, path: path) }.contains("a file that is no socket is there"))
+        #expect(access(path, F_OK) == 0)
+        unlink(path)
+        kernel.shutdown()
+    }
+
+    @Test(arguments: ["", "..", "two words", "nul\0"]) func whatIsNoFileNameIsRefused(_ name: String) throws {
+        let kernel = Kernel(KernelConfiguration(name: name))
+        #expect(message { _ = try ControlServer(kernel: kernel, path: nil) }.contains("cannot be a stack's name"))
+        kernel.shutdown()
+    }
+
     @Test func namesAndPathsAreChecked() throws {
         let kernel = Kernel(KernelConfiguration(name: "a/b"))
         #expect(message { _ = try ControlServer(kernel: kernel, path: "/tmp/x.sock") }.contains("cannot be a stack's name"))

@@ -19,9 +19,10 @@ package final class ControlServer {
     /// Pairs with applications that are open.
     package private(set) var pairs = 0
     package private(set) var peakPairs = 0
-    private var hasSocketFile = false
     /// Sockets whose pairs carry connections.
     var listeners: Set<SocketHandle> = []
+    /// The file that this host has made.
+    private var socketFile: (device: dev_t, inode: ino_t)?
     /// Given up for a moment to turn a client away when descriptors have run out; a listener that is not accepted from
     /// would keep the loop busy.
     private var reserve: Int32 = Glibc.open("/dev/null", O_RDONLY | O_CLOEXEC)
@@ -38,43 +39,84 @@ package final class ControlServer {
 
     package static func path(name: String) -> String { "\(defaultDirectory)/\(name).sock" }
 
-    /// Claims the path. A stale socket file is replaced; a live one is refused.
+    /// Claims the path. A stale socket file is replaced; a live one is refused. Clients that come before `start` wait.
     package init(kernel: Kernel, path: String?) throws {
         self.kernel = kernel
-        guard !kernel.name.isEmpty, kernel.name.utf8.count <= 31, !kernel.name.contains("/") else {
-            throw KernelError(EINVAL, "'\(kernel.name)' cannot be a stack's name: 1 to 31 characters without '/'")
+        guard Self.isName(kernel.name) else {
+            throw KernelError(
+                EINVAL, "'\(kernel.name)' cannot be a stack's name: 1 to 31 letters, digits and punctuation without '/'")
         }
         self.path = path ?? Self.path(name: kernel.name)
         instance = kernel.random.next()
         acceptor.server = self
         if path == nil { mkdir(Self.defaultDirectory, 0o755) }
-        let descriptor = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue) | Int32(SOCK_NONBLOCK.rawValue), 0)
-        guard descriptor >= 0 else { throw KernelError(errno, "socket: \(String(cString: strerror(errno)))") }
+        listener = try claim()
+        // A socket that an earlier host of this name made is not taken for one of ours.
+        kernel.sockets.startGenerations(at: UInt32(truncatingIfNeeded: instance))
+    }
+
+    /// What can be a file's name, stand in a socket's name, and be read in a message.
+    private static func isName(_ name: String) -> Bool {
+        (1...31).contains(name.utf8.count) && name != "." && name != ".."
+            && name.utf8.allSatisfy { $0 > 0x20 && $0 < 0x7f && $0 != UInt8(ascii: "/") }
+    }
+
+    /// A socket that listens on the path, for owner and group.
+    private func claim() throws -> Int32 {
         var address = try Self.address(self.path)
+        let descriptor = try Self.makeSocket(Int32(SOCK_NONBLOCK.rawValue))
         let size = socklen_t(MemoryLayout<sockaddr_un>.size)
         func attempt(_ call: (UnsafePointer<sockaddr>) -> Int32) -> Int32 {
             withUnsafePointer(to: &address) { $0.withMemoryRebound(to: sockaddr.self, capacity: 1, call) }
         }
-        if attempt({ bind(descriptor, $0, size) }) != 0 {
-            let error = errno
-            let probe = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)
-            let alive = error == EADDRINUSE && attempt({ connect(probe, $0, size) }) == 0
-            close(probe)
-            if alive {
-                close(descriptor)
-                throw KernelError(
-                    EADDRINUSE,
-                    "a stack named '\(kernel.name)' is running on \(self.path): stop it (`alps down`), or give this one another --name")
+        do {
+            if attempt({ bind(descriptor, $0, size) }) != 0 {
+                guard errno == EADDRINUSE else { throw refusal(errno) }
+                var file = stat()
+                guard lstat(path, &file) != 0 || file.st_mode & S_IFMT == S_IFSOCK else {
+                    throw KernelError(EADDRINUSE, "cannot make control socket \(path): a file that is no socket is there")
+                }
+                let probe = try Self.makeSocket()
+                let isAlive = attempt({ connect(probe, $0, size) }) == 0
+                close(probe)
+                guard !isAlive else {
+                    throw KernelError(
+                        EADDRINUSE,
+                        "a stack named '\(kernel.name)' is running on \(path): stop it (`alps down`), or give this one another --name")
+                }
+                unlink(path)
+                guard attempt({ bind(descriptor, $0, size) }) == 0 else { throw refusal(errno) }
             }
-            if error == EADDRINUSE { unlink(self.path) }
-            guard error == EADDRINUSE, attempt({ bind(descriptor, $0, size) }) == 0 else {
-                close(descriptor)
-                throw KernelError(error, "cannot make control socket \(self.path): \(String(cString: strerror(error)))")
-            }
+            var file = stat()
+            if lstat(path, &file) == 0 { socketFile = (file.st_dev, file.st_ino) }
+            // Nobody can connect before it listens, so the mode is never wider than this.
+            chmod(path, 0o660)
+            guard listen(descriptor, 512) == 0 else { throw refusal(errno) }
+        } catch {
+            close(descriptor)
+            removeSocketFile()
+            throw error
         }
-        hasSocketFile = true
-        chmod(self.path, 0o660)
-        listener = descriptor
+        return descriptor
+    }
+
+    private static func makeSocket(_ flags: Int32 = 0) throws -> Int32 {
+        let descriptor = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue) | flags, 0)
+        guard descriptor >= 0 else { throw KernelError(errno, "socket: \(String(cString: strerror(errno)))") }
+        return descriptor
+    }
+
+    private func refusal(_ error: Int32) -> KernelError {
+        KernelError(error, "cannot make control socket \(path): \(String(cString: strerror(error)))")
+    }
+
+    /// Somebody may have put another file in its place: that one is theirs.
+    private func removeSocketFile() {
+        var file = stat()
+        if let socketFile, lstat(path, &file) == 0, file.st_dev == socketFile.device, file.st_ino == socketFile.inode {
+            unlink(path)
+        }
+        socketFile = nil
     }
 
     static func address(_ path: String) throws -> sockaddr_un {
@@ -91,7 +133,6 @@ package final class ControlServer {
 
     /// Lets clients in.
     package func start() throws {
-        guard listen(listener, 512) == 0 else { throw KernelError(errno, "listen: \(String(cString: strerror(errno)))") }
         try kernel.reactor?.add(listener, events: UInt32(EPOLLIN.rawValue), handler: acceptor)
     }
 
@@ -106,8 +147,7 @@ package final class ControlServer {
         }
         if reserve >= 0 { close(reserve) }
         reserve = -1
-        if hasSocketFile { unlink(path) }
-        hasSocketFile = false
+        removeSocketFile()
     }
 
     // MARK: Sessions

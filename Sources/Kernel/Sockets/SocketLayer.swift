@@ -30,6 +30,7 @@ package final class SocketLayer {
     private var opsTable: UnsafeMutablePointer<alps_socket_ops>?
     private var slots: [Socket?] = []
     private var generations: [UInt32] = []
+    private var firstGeneration: UInt32 = 0
     private var freeSlots: [Int] = []
     private var lastID: UInt64 = 0
     private var firstDirty: Borrowed<Socket>?
@@ -150,7 +151,7 @@ package final class SocketLayer {
         } else {
             index = slots.count
             slots.append(nil)
-            generations.append(0)
+            generations.append(firstGeneration)
         }
         generations[index] &+= 1
         lastID &+= 1
@@ -170,6 +171,9 @@ package final class SocketLayer {
         socket.raw.pointee.state |= ALPS_SS_CLOSED
         socket.releaseIfUnused()
     }
+
+    /// Handles of this kernel begin somewhere: a client that outlives its host must not hit a socket of the next one.
+    func startGenerations(at generation: UInt32) { firstGeneration = generation }
 
     /// The socket with this handle, if it still is.
     package func find(_ handle: SocketHandle) -> Socket? {

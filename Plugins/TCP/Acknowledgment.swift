@@ -1,7 +1,7 @@
 import PluginAPI
 import PluginKit
 
-// RFC 9293, 3.10.7.4, fifth: the ACK field. RFC 5681 and 6582 for what it says about loss.
+// RFC 9293, 3.10.7.4, fifth: the ACK field.
 
 extension UnsafeMutablePointer where Pointee == Connection {
     /// False: nothing more is to be done with the segment; the connection may be gone.
@@ -36,13 +36,26 @@ extension UnsafeMutablePointer where Pointee == Connection {
         }
 
         let window = segment.window << UInt32(pointee.sndScale)
-        if advance <= 0 {
-            duplicateAck(segment, window: window, isOld: advance < 0)
+        var summary = AcknowledgmentSummary.nothing
+        summary.priorPipe = pipe
+        if segment.options.hasTimestamp { summary.echo = segment.options.echo }
+        if segment.options.sackCount > 0, has(.sackPermitted) { takeSacks(segment, &summary) }
+        var finIsAcked = false
+        if advance > 0 {
+            finIsAcked = newAck(ack, UInt32(truncatingIfNeeded: advance), segment.options, &summary)
         } else {
-            guard newAck(ack, UInt32(truncatingIfNeeded: advance), segment.options) else { return false }
+            noteDuplicate(segment, window: window, isOld: advance < 0, &summary)
         }
+        react(&summary)
         updateSendWindow(segment, window)
-        return true
+        if advance > 0 {
+            restartLossTimer()
+        } else if summary.hasNewSack || summary.isDuplicate {
+            chooseTimer()
+        }
+        guard finIsAcked else { return true }
+        set(.finAcked)
+        return finAcknowledged()
     }
 
     /// RFC 9293: the window of the newest segment counts, and among equals that of the newest acknowledgment.
@@ -63,17 +76,17 @@ extension UnsafeMutablePointer where Pointee == Connection {
         pointee.sndWl2 = segment.acknowledgment
         if window > pointee.maxSndWnd { pointee.maxSndWnd = window }
         if wasClosed, window > 0, pointee.retransmitUse == .persist {
-            // What the probes had put in flight counts as lost: it was outside the window.
+            // What is in flight was outside the window when it arrived.
             stopRetransmit()
             pointee.backoff = 0
-            pointee.sndNxt = pointee.sndUna
+            loseAll()
         }
     }
 
     // MARK: Duplicates
 
     @inline(__always)
-    private func duplicateAck(_ segment: Segment, window: UInt32, isOld: Bool) {
+    private func noteDuplicate(_ segment: Segment, window: UInt32, isOld: Bool, _ summary: inout AcknowledgmentSummary) {
         // RFC 5681, section 2: data outstanding, none carried, no SYN or FIN, same number, same window.
         guard !isOld, segment.length == 0, !segment.has(Flag.fin), window == pointee.sndWnd,
             pointee.sndMax > pointee.sndUna
@@ -87,25 +100,15 @@ extension UnsafeMutablePointer where Pointee == Connection {
             pointee.waitingSince = instance.now
             return
         }
-        countDuplicate()
-    }
-
-    @inline(never)
-    private func countDuplicate() {
-        if has(.inRecovery) {
-            pointee.congestion.inflate(mss: pointee.mss)
-            return
-        }
-        pointee.dupAcks += 1
-        guard pointee.dupAcks == 3 else { return }
-        // RFC 6582, 3.2 step 1: not for losses of a window that has already been repaired or timed out.
-        guard !has(.recoverSet) else { return }
-        fastRetransmit()
+        summary.isDuplicate = true
     }
 
     // MARK: New data acknowledged
 
-    private func newAck(_ ack: SequenceNumber, _ advance: UInt32, _ options: Options) -> Bool {
+    /// True: our FIN is acknowledged.
+    private func newAck(
+        _ ack: SequenceNumber, _ advance: UInt32, _ options: Options, _ summary: inout AcknowledgmentSummary
+    ) -> Bool {
         let instance = instance
         let now = instance.now
         instance.count(.receivedAcks)
@@ -115,6 +118,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
         pointee.totals.bytesAcked &+= UInt64(bytes)
 
         sample(ack, options, now)
+        summary.acked = advance
+        dropAcknowledged(ack, &summary)
         // At once: stream positions are counted from `sndUna`.
         pointee.sndUna = ack
         if bytes > 0 {
@@ -124,44 +129,26 @@ extension UnsafeMutablePointer where Pointee == Connection {
         if pointee.sndNxt < ack { pointee.sndNxt = ack }
         if pointee.sndUp < ack { pointee.sndUp = ack }
         if pointee.sndSmall < ack { pointee.sndSmall = ack }
-        let flight = UInt32(truncatingIfNeeded: pointee.sndMax - ack)
         pointee.backoff = 0
         pointee.softError = 0
-        pointee.dupAcks = 0
-        pointee.waitingSince = flight > 0 ? now : 0
-
-        if has(.inRecovery) {
-            recoveryAck(ack, advance, flight)
-        } else {
-            if has(.recoverSet), ack > pointee.recover { clear(.recoverSet) }
-            pointee.congestion.acknowledged(
-                AcknowledgmentSample(acked: advance, mss: pointee.mss, now: now, roundTrip: 0))
-        }
-
-        // RFC 6298, 5.2 and 5.3.
-        if flight == 0 {
-            stopRetransmit()
-        } else if !has(.inRecovery) || !has(.recoveryTimerSet) {
-            if has(.inRecovery) { set(.recoveryTimerSet) }
-            armRetransmit()
-        }
-
-        if finIsAcked {
-            set(.finAcked)
-            return finAcknowledged()
-        }
-        return true
+        pointee.waitingSince = pointee.sndMax > ack ? now : 0
+        return finIsAcked
     }
 
-    /// RFC 6582, 3.2 step 3.
-    private func recoveryAck(_ ack: SequenceNumber, _ advance: UInt32, _ flight: UInt32) {
-        if ack >= pointee.recover {
-            clear([.inRecovery, .recoveryTimerSet])
-            pointee.congestion.exitRecovery(flight: flight, mss: pointee.mss)
-        } else {
-            instance.count(.partialAcks)
-            pointee.congestion.partiallyAcknowledged(advance, mss: pointee.mss)
-            retransmitFirst()
+    /// Takes what lies before `ack` out of the send map.
+    @inline(__always)
+    private func dropAcknowledged(_ ack: SequenceNumber, _ summary: inout AcknowledgmentSummary) {
+        while let range = pointee.sendMap.first, range.pointee.start < ack {
+            let isWhole = range.pointee.end <= ack
+            let end = isWhole ? range.pointee.end : ack
+            if !range.pointee.has(.sacked) {
+                summary.delivered &+= end.value &- range.pointee.start.value
+                noteDelivered(range, end: end, &summary)
+                if isWhole, range.pointee.has(.sizeProbe) { sizeProbeArrived(range) }
+            }
+            guard isWhole else { return pointee.sendMap.trim(range, to: ack) }
+            pointee.sendMap.remove(range)
+            instance.free(range)
         }
     }
 
@@ -172,9 +159,9 @@ extension UnsafeMutablePointer where Pointee == Connection {
         if has(.timing) {
             if ack > pointee.timedSequence {
                 clear(.timing)
-                addRoundTrip(now &- pointee.timedAt)
+                noteRoundTrip(now &- pointee.timedAt)
             }
-        } else if pointee.backoff > 0 || has(.inRecovery), has(.timestamps), options.hasTimestamp {
+        } else if pointee.recovery.state != .open || pointee.backoff > 0, has(.timestamps), options.hasTimestamp {
             let elapsed = instance.timestampClock &+ pointee.timestampOffset &- options.echo
             // Milliseconds; what makes no sense is not believed.
             guard elapsed < 600_000 else { return }
@@ -182,7 +169,13 @@ extension UnsafeMutablePointer where Pointee == Connection {
         }
     }
 
-    func addRoundTrip(_ sample: UInt64) {
+    /// A sample of our own clock.
+    func noteRoundTrip(_ sample: UInt64) {
+        pointee.roundTrip.note(sample, at: instance.now)
+        addRoundTrip(sample)
+    }
+
+    private func addRoundTrip(_ sample: UInt64) {
         let instance = instance
         instance.count(.roundTripSamples)
         pointee.roundTrip.add(

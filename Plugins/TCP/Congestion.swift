@@ -62,39 +62,25 @@ extension Congestion {
         }
     }
 
-    /// Loss was inferred from duplicate acknowledgments.
-    mutating func enterRecovery(flight: UInt32, mss: UInt32) {
+    /// Loss or a mark: the threshold comes down; cwnd follows as RFC 9937 lets it.
+    mutating func reduce(flight: UInt32, mss: UInt32) {
         switch algorithm {
-        case .newReno: newRenoEnterRecovery(flight: flight, mss: mss)
+        case .newReno: newRenoReduce(flight: flight, mss: mss)
         }
     }
 
-    /// A further duplicate in recovery: a segment has left the network.
-    mutating func inflate(mss: UInt32) {
-        switch algorithm {
-        case .newReno: newRenoInflate(mss: mss)
-        }
+    /// Recovery is over.
+    mutating func exitRecovery(mss: UInt32) { cwnd = max(ssthresh, mss) }
+
+    /// The retransmission timer fired: RFC 5681, 3.1, the loss window is one segment.
+    mutating func timedOut(mss: UInt32) {
+        cwnd = mss
     }
 
-    /// Part of what was in flight at the start of recovery is acknowledged.
-    mutating func partiallyAcknowledged(_ acked: UInt32, mss: UInt32) {
-        switch algorithm {
-        case .newReno: newRenoPartiallyAcknowledged(acked, mss: mss)
-        }
-    }
-
-    /// All of it is.
-    mutating func exitRecovery(flight: UInt32, mss: UInt32) {
-        switch algorithm {
-        case .newReno: newRenoExitRecovery(flight: flight, mss: mss)
-        }
-    }
-
-    /// The retransmission timer fired; `isFirst` unless it already had for the same data.
-    mutating func timedOut(flight: UInt32, mss: UInt32, isFirst: Bool) {
-        switch algorithm {
-        case .newReno: newRenoTimedOut(flight: flight, mss: mss, isFirst: isFirst)
-        }
+    /// The reduction was for nothing (RFC 4015, 3.3).
+    mutating func undo(cwnd priorWindow: UInt32, ssthresh priorThreshold: UInt32) {
+        cwnd = max(cwnd, priorWindow)
+        ssthresh = max(ssthresh, priorThreshold)
     }
 
     /// Nothing was sent for longer than an RTO (RFC 5681, 4.1).

@@ -59,9 +59,6 @@ struct ConnectionFlags: OptionSet {
     /// An acknowledgment is due at the end of the batch, or may wait for the timer.
     static var ackNow: ConnectionFlags { .init(rawValue: 1 << 9) }
     static var ackDelayed: ConnectionFlags { .init(rawValue: 1 << 10) }
-    static var inRecovery: ConnectionFlags { .init(rawValue: 1 << 11) }
-    /// A partial acknowledgment has restarted the timer in this recovery.
-    static var recoveryTimerSet: ConnectionFlags { .init(rawValue: 1 << 12) }
     static var timing: ConnectionFlags { .init(rawValue: 1 << 13) }
     static var noDelay: ConnectionFlags { .init(rawValue: 1 << 14) }
     static var cork: ConnectionFlags { .init(rawValue: 1 << 15) }
@@ -83,7 +80,7 @@ struct ConnectionFlags: OptionSet {
     static var synAcked: ConnectionFlags { .init(rawValue: 1 << 23) }
     /// A window update is due although nothing else is.
     static var windowUpdate: ConnectionFlags { .init(rawValue: 1 << 24) }
-    /// What was in flight at the last loss, up to `recover`, is not acknowledged and a byte more (RFC 6582).
+    /// What was in flight at the last loss, up to `recovery.point`, is not acknowledged and a byte more (RFC 6582).
     static var recoverSet: ConnectionFlags { .init(rawValue: 1 << 25) }
 }
 
@@ -91,6 +88,8 @@ struct ConnectionFlags: OptionSet {
 enum RetransmitUse: UInt8 {
     case none = 0
     case retransmit, persist
+    /// A tail loss probe, the end of the reordering window (RFC 8985).
+    case probe, reorder
 }
 
 /// What the keep callout is for at present.
@@ -118,9 +117,9 @@ struct Connection {
     // while the SYN is not acknowledged.
     var iss: SequenceNumber
     var sndUna: SequenceNumber
-    /// Next to be sent; goes back to `sndUna` after a time-out.
+    /// Next to be sent for the first time.
     var sndNxt: SequenceNumber
-    /// Behind the highest ever sent.
+    /// Behind the highest ever sent: `sndNxt`, or what a probe of a closed window had beyond it.
     var sndMax: SequenceNumber
     /// Behind the urgent data.
     var sndUp: SequenceNumber
@@ -133,9 +132,11 @@ struct Connection {
     var sndScale: UInt8
     var rcvScale: UInt8
     var congestion: Congestion
-    /// Duplicate acknowledgments in a row, while not in recovery.
+    /// Duplicate acknowledgments in a row, of a peer without SACK.
     var dupAcks: UInt32
-    var recover: SequenceNumber
+    var sendMap: SendMap
+    var recovery: LossRecovery
+    var pathProbe: PathMTUProbe
     /// Payload of a full segment, options subtracted.
     var mss: UInt32
     /// Without options: what the peer said, what the application wants (0: nothing), what we said.
@@ -179,7 +180,10 @@ struct Connection {
     var retransmitUse: RetransmitUse
     var keepUse: KeepUse
     var keepProbes: UInt32
+    /// Of the callout, whatever it is for.
     var retransmitDeadline: UInt64
+    /// Of the retransmission timer.
+    var timeoutDeadline: UInt64
     var delayedAckDeadline: UInt64
     var keepDeadline: UInt64
     var retransmitCallout: alps_callout
@@ -288,6 +292,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
         pointee.backoff = 0
         pointee.softError = 0
         pointee.dupAcks = 0
+        freeSendMap()
+        pointee.recovery.state = .open
         pointee.unackedBytes = 0
         pointee.sndWnd = 0
         pointee.maxSndWnd = 0
@@ -353,7 +359,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
         stopTimers()
         untouch()
         freeReassembly()
-        clear([.ackNow, .ackDelayed, .windowUpdate, .inRecovery, .timing])
+        freeSendMap()
+        clear([.ackNow, .ackDelayed, .windowUpdate, .timing])
         enter(.closed)
         instance.count(wasConnected ? .closed : .connectionsDropped)
         let sockets = instance.sockets
@@ -379,6 +386,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         stopTimers()
         untouch()
         freeReassembly()
+        freeSendMap()
         if let previous = pointee.previous {
             previous.pointee.next = pointee.next
         } else {

@@ -23,6 +23,9 @@ struct Instance {
     var connections: ConnectionPointer?
     /// Connections that the batch under way has touched.
     var touched: ConnectionPointer?
+    /// Ranges that no send map needs at present.
+    var freeRanges: RangePointer?
+    var freeRangeCount: Int
     /// SYN cache, oldest first.
     var embryonics: EmbryonicList
     /// Compressed TIME-WAIT entries, the one that ends first in front, and the timer for it.

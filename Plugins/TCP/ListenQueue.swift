@@ -112,7 +112,7 @@ extension UnsafeMutablePointer where Pointee == Instance {
             return nil
         }
         if entry.pointee.retransmits == 0 {
-            connection.addRoundTrip(now &- entry.pointee.sentAt)
+            connection.noteRoundTrip(now &- entry.pointee.sentAt)
         } else {
             connection.set(.synLost)
             connection.pointee.roundTrip.rto = max(

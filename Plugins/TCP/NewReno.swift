@@ -1,4 +1,4 @@
-/// NewReno (RFC 5681 with the recovery of RFC 6582), with byte counting after RFC 3465.
+/// NewReno (RFC 5681), with byte counting after RFC 3465.
 ///
 /// `privateState[0]`: bytes acknowledged since the window last grew in congestion avoidance.
 extension Congestion {
@@ -25,34 +25,8 @@ extension Congestion {
     }
 
     /// RFC 5681, equation 4.
-    private mutating func lowerThreshold(flight: UInt32, mss: UInt32) {
-        ssthresh = max(flight / 2, 2 &* mss)
+    mutating func newRenoReduce(flight: UInt32, mss: UInt32) {
+        ssthresh = max(min(flight, cwnd) / 2, 2 &* mss)
         privateState[0] = 0
-    }
-
-    /// RFC 6582, 3.2 step 2; RFC 5681, 3.2 steps 2 and 3.
-    mutating func newRenoEnterRecovery(flight: UInt32, mss: UInt32) {
-        lowerThreshold(flight: min(flight, cwnd), mss: mss)
-        cwnd = ssthresh &+ 3 &* mss
-    }
-
-    mutating func newRenoInflate(mss: UInt32) { cwnd = min(cwnd &+ mss, Congestion.unlimited) }
-
-    /// RFC 6582, 3.2 step 3, partial acknowledgment: deflate by what left, add one for what is sent.
-    mutating func newRenoPartiallyAcknowledged(_ acked: UInt32, mss: UInt32) {
-        cwnd = cwnd > acked ? cwnd - acked : 0
-        if acked >= mss { cwnd &+= mss }
-        if cwnd < mss { cwnd = mss }
-    }
-
-    /// RFC 6582, 3.2 step 3, full acknowledgment, choice (1): no burst.
-    mutating func newRenoExitRecovery(flight: UInt32, mss: UInt32) {
-        cwnd = min(ssthresh, max(flight, mss) &+ mss)
-    }
-
-    /// RFC 5681, 3.1: the loss window is one segment; a repeated time-out does not lower the threshold again.
-    mutating func newRenoTimedOut(flight: UInt32, mss: UInt32, isFirst: Bool) {
-        if isFirst { lowerThreshold(flight: min(flight, cwnd), mss: mss) }
-        cwnd = mss
     }
 }

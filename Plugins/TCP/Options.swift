@@ -1,8 +1,6 @@
 import PluginKit
 
-/// The options of one header (RFC 9293, 3.1; RFC 7323).
-///
-/// Selective acknowledgments are sent and not read: loss recovery here is NewReno's.
+/// The options of one header (RFC 9293, 3.1; RFC 7323; RFC 2018).
 struct Options {
     static var mssKind: UInt8 { 2 }
     static var windowScaleKind: UInt8 { 3 }
@@ -20,6 +18,9 @@ struct Options {
     var hasTimestamp = false
     var isSackPermitted = false
     var windowScale: UInt8 = 0
+    /// SACK blocks, and where the first is, from the start of the options.
+    var sackCount: UInt8 = 0
+    var sackOffset: UInt8 = 0
     var mss: UInt16 = 0
     var timestamp: UInt32 = 0
     var echo: UInt32 = 0
@@ -64,6 +65,9 @@ struct Options {
                 hasTimestamp = true
                 timestamp = bytes.load32(at + 2)
                 echo = bytes.load32(at + 6)
+            case Options.sackKind where !isSyn && length >= 10 && (length - 2) % 8 == 0:
+                sackCount = UInt8(truncatingIfNeeded: (length - 2) / 8)
+                sackOffset = UInt8(truncatingIfNeeded: at + 2)
             default:
                 break
             }

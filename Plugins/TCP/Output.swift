@@ -34,19 +34,77 @@ extension UnsafeMutablePointer where Pointee == Connection {
         prepareToSend()
         var list = PacketList()
         var hasSent = false
+        let wasIdle = pointee.sndNxt == pointee.sndUna
+        if pointee.sendMap.waiting.first != nil, !pointee.recovery.sendsNewFirst {
+            hasSent = repeatLost(network, &list)
+        }
+        if pointee.pathProbe.limit != 0, sendSizeProbe(network, &list) { hasSent = true }
         while let plan = plan(force: force) {
-            guard let packet = makeData(network, pointee.sndNxt, plan.amount, fin: plan.sendsFin, isLast: plan.isLast)
-            else { break }
-            list.append(packet)
-            noteSent(plan)
+            guard send(plan, network, &list) else { break }
             hasSent = true
         }
+        pointee.recovery.sendsNewFirst = false
         if !hasSent, has(.ackNow) || has(.windowUpdate) {
             if let packet = makeAck(network, keepsWindow: false) { list.append(packet) }
         }
         clear(.windowUpdate)
         if let first = list.first { transmit(network, first) }
-        if pointee.retransmitUse == .none, pointee.state.isSynchronized { armForUnsent() }
+        guard pointee.state.isSynchronized else { return }
+        if hasSent {
+            if wasIdle || pointee.retransmitUse == .none || pointee.retransmitUse == .persist {
+                restartLossTimer()
+            } else {
+                chooseTimer()
+            }
+        }
+        if pointee.retransmitUse == .none { armForUnsent() }
+    }
+
+    /// One planned packet. False: no memory.
+    @inline(__always)
+    private func send(_ plan: Plan, _ network: Network, _ list: inout PacketList) -> Bool {
+        guard let range = instance.allocateRange() else { return false }
+        guard let packet = makeData(network, pointee.sndNxt, plan.amount, fin: plan.sendsFin, isLast: plan.isLast)
+        else {
+            instance.free(range)
+            return false
+        }
+        list.append(packet)
+        noteSent(plan, range)
+        return true
+    }
+
+    /// A tail loss probe of new data, whatever the congestion window says. False: there are none, or the peer's window
+    /// does not take them.
+    func sendOneNew(_ network: Network, _ list: inout PacketList) -> Bool {
+        let rest = unsent
+        let open = Int(pointee.sndWnd) - (pointee.sndNxt - pointee.sndUna)
+        let amount = min(rest, open, Int(pointee.mss))
+        guard amount > 0, amount == rest || amount == Int(pointee.mss) else { return false }
+        let sendsFin = has(.finQueued) && amount == rest
+        return send(
+            Plan(amount: UInt32(truncatingIfNeeded: amount), sendsFin: sendsFin, isLast: amount == rest), network, &list)
+    }
+
+    /// A probe of the path MTU, if one is due: one segment larger than the others, and enough behind it for its loss to
+    /// show (RFC 4821, 7.4).
+    @inline(never)
+    private func sendSizeProbe(_ network: Network, _ list: inout PacketList) -> Bool {
+        guard let payload = dueSizeProbe else { return false }
+        let flight = pointee.sndNxt - pointee.sndUna
+        let needed = Int(payload) + 3 * Int(pointee.mss)
+        guard unsent >= needed, flight + needed <= Int(pointee.sndWnd), pipe + needed <= Int(pointee.congestion.cwnd),
+            let range = instance.allocateRange()
+        else { return false }
+        let plan = Plan(amount: payload, sendsFin: false, isLast: false)
+        guard let packet = makeData(network, pointee.sndNxt, payload, fin: false, isLast: false, isWhole: true) else {
+            instance.free(range)
+            return false
+        }
+        list.append(packet)
+        noteSent(plan, range)
+        noteSizeProbe(range)
+        return true
     }
 
     /// Before a flight: a path MTU that has changed, a window that is out of date.
@@ -77,16 +135,15 @@ extension UnsafeMutablePointer where Pointee == Connection {
     private func plan(force: Bool) -> Plan? {
         let rest = unsent
         guard rest >= 0 else { return nil }
-        let flight = pointee.sndNxt - pointee.sndUna
-        var congestionWindow = Int(pointee.congestion.cwnd)
-        if !has(.inRecovery) {
-            // RFC 3042: the first two duplicates each let one new segment go.
-            congestionWindow += Int(min(pointee.dupAcks, 2)) * Int(pointee.mss)
-        }
-        let window = min(Int(pointee.sndWnd), congestionWindow)
-        let usable = max(0, window - flight)
+        // What has been reported as received is not in flight any more, so that each of the first duplicates lets a new
+        // segment go (RFC 3042).
+        let open = Int(pointee.sndWnd) - (pointee.sndNxt - pointee.sndUna)
+        let room =
+            pointee.recovery.sendsNewFirst
+            ? (pointee.recovery.point + 2 &* pointee.mss) - pointee.sndNxt : Int(pointee.congestion.cwnd) - pipe
+        let usable = max(0, min(open, room))
         var amount = min(rest, usable)
-        if amount < rest, congestionWindow <= Int(pointee.sndWnd) { pointee.congestion.isWindowLimited = true }
+        if amount < rest, room <= open { pointee.congestion.isWindowLimited = true }
         amount = wholeSegments(amount, rest, force: force)
         amount = min(amount, packetLimit)
         let sendsFin = has(.finQueued) && !has(.finAcked) && amount == rest
@@ -119,7 +176,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
 
     /// The most payload one packet can have: what device or host will cut into segments, or one segment.
     @inline(__always)
-    private var packetLimit: Int {
+    var packetLimit: Int {
         let mss = Int(pointee.mss)
         // An urgent pointer is relative to each segment.
         if pointee.sndUp > pointee.sndNxt || !instance.isOn(.segmentationOffload) { return mss }
@@ -132,7 +189,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
     var headerLength: UInt32 { Header.length &+ (has(.timestamps) ? Options.timestampLength : 0) }
 
     @inline(__always)
-    private func noteSent(_ plan: Plan) {
+    private func noteSent(_ plan: Plan, _ range: RangePointer) {
         let instance = instance
         let now = instance.now
         let start = pointee.sndNxt
@@ -142,9 +199,19 @@ extension UnsafeMutablePointer where Pointee == Connection {
             pointee.waitingSince = now
             pointee.congestion.isWindowLimited = pointee.congestion.isWindowLimited && plan.amount > 0
         }
+        range.pointee.start = start
+        range.pointee.end = end
+        if plan.sendsFin {
+            set(.finSent)
+            range.pointee.flags = .fin
+        }
+        pointee.sendMap.link(range, after: pointee.sendMap.last)
+        pointee.sendMap.transmitted(range, at: now)
         pointee.sndNxt = end
         if end > pointee.sndMax { pointee.sndMax = end }
-        if plan.sendsFin { set(.finSent) }
+        if pointee.recovery.state == .recovery || pointee.recovery.state == .reduction {
+            pointee.recovery.prrOut &+= end.value &- start.value
+        }
         if isNew, !has(.timing) {
             set(.timing)
             pointee.timedSequence = start
@@ -153,7 +220,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         if plan.amount % pointee.mss != 0 { pointee.sndSmall = end }
         // RFC 5681 opens the window only if it is what held us back; in slow start half of it in use will do.
         if pointee.congestion.isSlowStart,
-            2 &* UInt32(truncatingIfNeeded: pointee.sndNxt - pointee.sndUna) >= pointee.congestion.cwnd
+            2 * pipe >= Int(pointee.congestion.cwnd)
         {
             pointee.congestion.isWindowLimited = true
         }
@@ -161,14 +228,12 @@ extension UnsafeMutablePointer where Pointee == Connection {
             set(.interactive)
         }
         pointee.lastSent = now
-        if pointee.retransmitUse != .retransmit { armRetransmit() }
     }
 
     /// Data waits and no timer runs: the window is closed or too small, or the application said that more will come.
     private func armForUnsent() {
         guard unsent > 0 else { return }
-        guard pointee.sndMax == pointee.sndUna || pointee.sndNxt == pointee.sndUna else { return armRetransmit() }
-        armPersist()
+        if pointee.sndNxt == pointee.sndUna { armPersist() } else { restartLossTimer() }
     }
 
     // MARK: Acknowledgments

@@ -64,6 +64,7 @@ private func destroy(_ context: UnsafeMutableRawPointer) {
     while let connection = instance.pointee.connections { connection.discard() }
     instance.dropAllEmbryonics()
     instance.dropAllTimeWaits()
+    instance.freeRanges()
     let services = instance.services
     services.freeArray(instance.pointee.settings, Setting.count)
     services.freeArray(instance.pointee.counters, Counter.count)

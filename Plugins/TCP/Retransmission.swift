@@ -1,8 +1,7 @@
 import PluginAPI
 import PluginKit
 
-// Sending again: by time-out (RFC 6298, section 5), by duplicate acknowledgments (RFC 5681, 6582), and probing a closed
-// window (RFC 9293, 3.8.6.1).
+// Time-outs (RFC 6298, section 5), sending again what was lost, and probing a closed window (RFC 9293, 3.8.6.1).
 
 extension UnsafeMutablePointer where Pointee == Connection {
     // MARK: Time-out
@@ -17,7 +16,6 @@ extension UnsafeMutablePointer where Pointee == Connection {
         if pointee.sndWnd == 0, pointee.sndMax > pointee.sndUna {
             // The peer has shrunk its window below what was in flight (RFC 9293, MUST-34): that is no loss.
             clear(.timing)
-            pointee.sndNxt = pointee.sndUna
             return persistTimedOut()
         }
         instance.count(.retransmitTimeouts)
@@ -30,17 +28,13 @@ extension UnsafeMutablePointer where Pointee == Connection {
             return close(pointee.softError != 0 ? pointee.softError : ALPS_ETIMEDOUT)
         }
         // Karn: what is sent again measures nothing.
-        clear([.timing, .inRecovery, .recoveryTimerSet])
-        let flight = UInt32(truncatingIfNeeded: pointee.sndMax - pointee.sndUna)
-        pointee.congestion.timedOut(flight: flight, mss: pointee.mss, isFirst: pointee.backoff == 1)
-        pointee.dupAcks = 0
-        pointee.recover = pointee.sndMax
-        set(.recoverSet)
+        clear(.timing)
+        enterLoss()
+        considerBlackHole()
         if pointee.backoff == 3 {
             // R1 of RFC 1122, 4.2.3.5: the route may be what is wrong. The network will look it up anew.
             netpcb.pointee.route.generation = 0
         }
-        pointee.sndNxt = pointee.sndUna
         pointee.retransmitUse = .none
         output()
         if pointee.retransmitUse == .none { armRetransmit() }
@@ -79,36 +73,59 @@ extension UnsafeMutablePointer where Pointee == Connection {
         armRetransmit()
     }
 
-    // MARK: Loss inferred
+    // MARK: Sending again
 
-    /// RFC 5681, 3.2: the third duplicate.
-    func fastRetransmit() {
+    /// Sends what waits to be sent again, as far as the windows allow. True: something went.
+    func repeatLost(_ network: Network, _ list: inout PacketList) -> Bool {
         let instance = instance
-        instance.count(.fastRetransmits)
-        let flight = UInt32(truncatingIfNeeded: pointee.sndMax - pointee.sndUna)
-        pointee.congestion.enterRecovery(flight: flight, mss: pointee.mss)
-        set([.inRecovery, .recoverSet])
-        clear([.recoveryTimerSet, .timing])
-        pointee.recover = pointee.sndMax
-        retransmitFirst()
-        armRetransmit()
+        let mss = pointee.mss
+        var hasSent = false
+        while let range = pointee.sendMap.waiting.first {
+            let pipe = pipe
+            let room = Int(pointee.congestion.cwnd) - pipe
+            guard room >= Int(min(mss, range.pointee.length)) || pipe == 0 else { break }
+            // A window that has shrunk holds all but the first back.
+            let isFirst = range.pointee.start == pointee.sndUna
+            let open = (pointee.sndUna + pointee.sndWnd) - range.pointee.start
+            guard open > 0 || isFirst else { break }
+            var limit = min(UInt32(truncatingIfNeeded: max(room, 0)), UInt32(truncatingIfNeeded: packetLimit))
+            limit = min(limit, UInt32(truncatingIfNeeded: max(open, isFirst ? Int(mss) : 0)))
+            limit = limit > mss ? limit - limit % mss : min(mss, max(limit, 1))
+            if room <= 0 || pipe == 0 { limit = max(limit, isFirst || open >= Int(mss) ? mss : limit) }
+            guard gather(range, limit) else { break }
+            let hasFin = range.pointee.has(.fin)
+            let length = range.pointee.length - (hasFin ? 1 : 0)
+            let isLast = sendPosition(range.pointee.start) &+ UInt64(length) == socket.pointee.snd.tail
+            guard let packet = makeData(network, range.pointee.start, length, fin: hasFin, isLast: isLast) else { break }
+            list.append(packet)
+            noteRepetition(range)
+            hasSent = true
+        }
+        if hasSent { pointee.lastSent = instance.now }
+        return hasSent
     }
 
-    /// Sends the first unacknowledged segment again, whatever the windows say.
-    func retransmitFirst() {
-        guard let network = instance.network else { return }
-        clear(.timing)
-        let position = sendPosition(pointee.sndUna)
-        let rest = Int(Int64(bitPattern: socket.pointee.snd.tail &- position))
-        let inFlight = pointee.sndMax - pointee.sndUna
-        let length = min(Int(pointee.mss), rest, inFlight)
-        let sendsFin = has(.finSent) && !has(.finAcked) && length == rest && inFlight > length
-        guard length > 0 || sendsFin, length >= 0,
-            let packet = makeData(
-                network, pointee.sndUna, UInt32(truncatingIfNeeded: length), fin: sendsFin, isLast: length == rest)
-        else { return }
-        pointee.lastSent = instance.now
-        transmit(network, packet)
+    /// Makes `range` as long as `limit` if what follows waits too, and no longer. False: no memory.
+    private func gather(_ range: RangePointer, _ limit: UInt32) -> Bool {
+        while range.pointee.length < limit, let next = range.pointee.next, next.pointee.has(.waiting) {
+            pointee.sendMap.absorb(range, next: next)
+            instance.free(next)
+        }
+        let payload = range.pointee.length - (range.pointee.has(.fin) ? 1 : 0)
+        return payload <= limit || split(range, at: range.pointee.start + limit)
+    }
+
+    /// `range` goes out once more.
+    func noteRepetition(_ range: RangePointer) {
+        let length = range.pointee.length
+        if has(.timing), pointee.timedSequence >= range.pointee.start, pointee.timedSequence < range.pointee.end {
+            clear(.timing)
+        }
+        noteRepeated(length)
+        pointee.sendMap.resent(range, at: instance.now)
+        if pointee.recovery.state == .recovery || pointee.recovery.state == .reduction {
+            pointee.recovery.prrOut &+= length
+        }
     }
 
     // MARK: Path MTU
@@ -117,8 +134,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
     /// not backed off and the window not closed (RFC 1191, section 6.5).
     func resendSmaller() {
         clear(.timing)
-        pointee.sndNxt = pointee.sndUna
         instance.count(.mtuResends)
+        loseAll()
         output()
     }
 
@@ -134,7 +151,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
             if pointee.retransmitUse == .none, unsent > 0 { armPersist() }
             return
         }
-        guard unsent >= 0 else { return armRetransmit() }
+        guard unsent >= 0 || pointee.sndNxt > pointee.sndUna else { return armRetransmit() }
         if pointee.waitingSince == 0 { pointee.waitingSince = instance.now }
         instance.count(.persistTimeouts)
         pointee.backoff += 1
@@ -155,16 +172,16 @@ extension UnsafeMutablePointer where Pointee == Connection {
         armPersist()
     }
 
-    /// One octet beyond the window, or the FIN.
+    /// One octet: the first in flight, or one beyond the window, or the FIN.
     private func sendWindowProbe() {
         guard let network = instance.network else { return }
         instance.count(.sentWindowProbes)
-        let rest = unsent
+        let rest = Int(Int64(bitPattern: socket.pointee.snd.tail &- sendPosition(pointee.sndUna)))
         let amount: UInt32 = rest > 0 ? 1 : 0
         let sendsFin = has(.finQueued) && !has(.finAcked) && rest == Int(amount)
         guard amount > 0 || sendsFin else { return sendProbe(pointee.sndUna - 1) }
-        guard let packet = makeData(network, pointee.sndNxt, amount, fin: sendsFin, isLast: false) else { return }
-        let end = pointee.sndNxt + amount + (sendsFin ? 1 : 0)
+        guard let packet = makeData(network, pointee.sndUna, amount, fin: sendsFin, isLast: false) else { return }
+        let end = pointee.sndUna + amount + (sendsFin ? 1 : 0)
         if end > pointee.sndMax { pointee.sndMax = end }
         if sendsFin { set(.finSent) }
         pointee.lastSent = instance.now

@@ -83,8 +83,21 @@ enum Counter: Int {
     case timeWaitOverflows
     case errorMessages
     case noMemory
+    case sackReneged
+    case badSacks
+    case receivedDuplicateReports
+    case reorderedConnections
+    case reorderTimeouts
+    case tailLossProbes
+    case tailLossRepairs
+    case undoneRecoveries
+    case spuriousTimeouts
+    case blackHoles
+    case sizeProbes
+    case sizeProbesArrived
+    case sentDuplicateReports
 
-    static var count: Int { 80 }
+    static var count: Int { 93 }
 }
 
 extension UnsafeMutablePointer where Pointee == Instance {
@@ -178,6 +191,19 @@ extension UnsafeMutablePointer where Pointee == Instance {
         add(.timeWaitOverflows, "tw_overflow", "connections closed for lack of a TIME-WAIT entry")
         add(.errorMessages, "ctlinput", "error messages received about packets sent")
         add(.noMemory, "nomem", "packets not sent for lack of memory")
+        add(.sackReneged, "sack_reneged", "times a receiver dropped what it had reported with SACK")
+        add(.badSacks, "sack_bad", "SACK blocks that could not be")
+        add(.receivedDuplicateReports, "dsack_rcvd", "duplicate reports (D-SACK) received")
+        add(.sentDuplicateReports, "dsack_sent", "duplicate reports (D-SACK) sent")
+        add(.reorderedConnections, "reordered", "connections on which segments were seen out of order")
+        add(.reorderTimeouts, "racktimeo", "ends of the reordering window (RACK)")
+        add(.tailLossProbes, "tlpsnt", "tail loss probes sent")
+        add(.tailLossRepairs, "tlprecovered", "losses that a tail loss probe repaired")
+        add(.undoneRecoveries, "sndundo", "recoveries that turned out to be unnecessary")
+        add(.spuriousTimeouts, "rexmtspurious", "time-outs that turned out to be spurious")
+        add(.blackHoles, "pmtud_blackhole", "paths on which large segments disappeared")
+        add(.sizeProbes, "pmtud_probe", "probes of the path MTU sent")
+        add(.sizeProbesArrived, "pmtud_probe_ok", "probes of the path MTU that arrived")
         let cell = services.counterCell
         return cell.ops(alps_counter_ops.self).pointee.add(cell.instance, list, UInt32(Counter.count))
     }

@@ -88,7 +88,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         set(.synAcked)
         if has(.timing) {
             clear(.timing)
-            if !has(.synLost) { addRoundTrip(instance.now &- pointee.timedAt) }
+            if !has(.synLost) { noteRoundTrip(instance.now &- pointee.timedAt) }
         }
         if pointee.roundTrip.srtt == 0, has(.synLost) {
             // RFC 6298, 5.7: what follows starts from 3 seconds, there being no sample.
@@ -109,6 +109,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         let instance = instance
         enter(.established)
         instance.count(.connected)
+        beginRecovery()
         pointee.congestion.begin(
             mss: pointee.mss, initialSegments: UInt32(truncatingIfNeeded: instance.setting(.initialWindow)),
             isSynLost: has(.synLost))

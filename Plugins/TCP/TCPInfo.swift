@@ -24,14 +24,21 @@ private enum InfoLayout {
 }
 
 extension UnsafeMutablePointer where Pointee == Connection {
-    /// Segments in flight, rounded up.
-    var segmentsInFlight: UInt32 {
-        let flight = UInt32(truncatingIfNeeded: max(0, pointee.sndMax - pointee.sndUna))
-        return (flight &+ pointee.mss &- 1) / max(pointee.mss, 1)
-    }
+    /// Bytes as segments, rounded up.
+    private func segments(_ bytes: UInt32) -> UInt32 { (bytes &+ pointee.mss &- 1) / max(pointee.mss, 1) }
 
     var effectiveRTO: UInt64 {
         min(pointee.roundTrip.rto << UInt64(min(pointee.backoff, 16)), instance.nanoseconds(.maximumRTO))
+    }
+
+    /// Linux's TCP_CA_Open, Disorder, CWR, Recovery, Loss.
+    private var recoveryNumber: UInt8 {
+        switch pointee.recovery.state {
+        case .open: return pointee.sendMap.sackedBytes > 0 || pointee.dupAcks > 0 ? 1 : 0
+        case .reduction: return 2
+        case .recovery: return 3
+        case .loss: return 4
+        }
     }
 
     func copyInfo(_ value: UnsafeMutableRawPointer, _ length: UnsafeMutablePointer<UInt32>) -> Int32 {
@@ -56,8 +63,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
             time == 0 ? 0 : UInt32(clamping: (now &- time) / UInt64(ALPS_NSEC_PER_MSEC))
         }
         put8(0, InfoLayout.state(pointee.state))
-        // TCP_CA_Open, TCP_CA_Disorder, TCP_CA_Recovery, TCP_CA_Loss.
-        put8(1, pointee.backoff > 0 ? 4 : has(.inRecovery) ? 3 : pointee.dupAcks > 0 ? 1 : 0)
+        put8(1, recoveryNumber)
         put8(2, UInt8(clamping: pointee.backoff))
         put8(3, UInt8(clamping: pointee.keepProbes))
         put8(4, UInt8(clamping: pointee.backoff))
@@ -68,8 +74,15 @@ extension UnsafeMutablePointer where Pointee == Connection {
         put32(12, microseconds(instance.nanoseconds(.delayedAckTime)))
         put32(16, pointee.mss)
         put32(20, pointee.rcvMSS)
-        put32(24, pointee.state == .listen ? socket.pointee.queue_length : segmentsInFlight)
-        put32(28, pointee.state == .listen ? socket.pointee.backlog : 0)
+        if pointee.state == .listen {
+            put32(24, socket.pointee.queue_length)
+            put32(28, socket.pointee.backlog)
+        } else {
+            put32(24, segments(UInt32(truncatingIfNeeded: max(0, pointee.sndMax - pointee.sndUna))))
+            put32(28, has(.sackPermitted) ? pointee.sendMap.sackedSegments : segments(pointee.sendMap.sackedBytes))
+            put32(32, segments(pointee.sendMap.lostBytes))
+            put32(36, segments(pointee.sendMap.resentBytes))
+        }
         put32(44, since(pointee.lastSent))
         put32(52, since(pointee.lastDataReceived))
         put32(56, since(pointee.lastReceived))

@@ -34,7 +34,45 @@ extension UnsafeMutablePointer where Pointee == Connection {
     @inline(__always)
     func armRetransmit() {
         pointee.retransmitUse = .retransmit
-        armRetransmitCallout(after: withinUserTimeout(backedOff(pointee.roundTrip.rto)))
+        pointee.timeoutDeadline = instance.now &+ withinUserTimeout(backedOff(pointee.roundTrip.rto))
+        armRetransmitCallout(at: pointee.timeoutDeadline)
+    }
+
+    /// RFC 6298, 5.2 and 5.3: starts the time anew, or stops it if nothing is in flight.
+    @inline(__always)
+    func restartLossTimer() {
+        guard pointee.sndMax > pointee.sndUna, pointee.sndNxt > pointee.sndUna else { return stopRetransmit() }
+        let now = instance.now
+        var delay = backedOff(pointee.roundTrip.rto)
+        if instance.isOn(.timeoutRestart) { delay = counted(delay, now) }
+        pointee.timeoutDeadline = now &+ withinUserTimeout(delay)
+        chooseTimer()
+    }
+
+    /// RFC 7765: with too little in flight for duplicates to tell, the time counts from when the oldest was sent.
+    private func counted(_ delay: UInt64, _ now: UInt64) -> UInt64 {
+        guard let first = pointee.sendMap.first, pointee.backoff == 0, pointee.recovery.state == .open,
+            pointee.sndNxt - pointee.sndUna + max(unsent, 0) < 4 * Int(pointee.mss)
+        else { return delay }
+        let age = now &- first.pointee.sentAt
+        return age < delay ? delay - age : delay
+    }
+
+    /// The retransmission timer, or what comes before it: the end of the reordering window, a tail loss probe.
+    @inline(__always)
+    func chooseTimer() {
+        guard pointee.retransmitUse != .persist || pointee.sndNxt > pointee.sndUna else { return }
+        guard pointee.sndNxt > pointee.sndUna else { return stopRetransmit() }
+        if pointee.recovery.reorderDeadline != 0 {
+            pointee.retransmitUse = .reorder
+            armRetransmitCallout(at: min(pointee.recovery.reorderDeadline, pointee.timeoutDeadline))
+        } else if mayProbe {
+            pointee.retransmitUse = .probe
+            armRetransmitCallout(at: min(instance.now &+ probeTimeout, pointee.timeoutDeadline))
+        } else {
+            pointee.retransmitUse = .retransmit
+            armRetransmitCallout(at: pointee.timeoutDeadline)
+        }
     }
 
     /// TCP_USER_TIMEOUT ends the connection when it is due, not at the time-out after that.
@@ -54,12 +92,11 @@ extension UnsafeMutablePointer where Pointee == Connection {
         pointee.retransmitUse = .persist
         let isHeld = (has(.cork) || has(.moreToCome)) && pointee.sndWnd >= pointee.mss
         let delay = isHeld ? instance.nanoseconds(.corkTime) : backedOff(pointee.roundTrip.rto)
-        armRetransmitCallout(after: delay)
+        armRetransmitCallout(at: instance.now &+ delay)
     }
 
     @inline(__always)
-    private func armRetransmitCallout(after delay: UInt64) {
-        let deadline = instance.now &+ delay
+    private func armRetransmitCallout(at deadline: UInt64) {
         pointee.retransmitDeadline = deadline
         arm(&pointee.retransmitCallout, at: deadline, Timer.retransmit)
     }
@@ -80,6 +117,9 @@ extension UnsafeMutablePointer where Pointee == Connection {
         case .none: break
         case .retransmit: retransmissionTimedOut()
         case .persist: persistTimedOut()
+        case .probe where instance.now < pointee.timeoutDeadline: probeTimedOut()
+        case .reorder where instance.now < pointee.timeoutDeadline: reorderTimedOut()
+        case .probe, .reorder: retransmissionTimedOut()
         }
     }
 

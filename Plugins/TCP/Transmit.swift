@@ -4,16 +4,17 @@ import PluginKit
 // Building segments and handing them to the network.
 
 extension UnsafeMutablePointer where Pointee == Connection {
-    /// A segment with `length` bytes of the send stream from `sequence` on; cut later if it is more than one segment.
+    /// A segment with `length` bytes of the send stream from `sequence` on; cut later if it is more than one segment,
+    /// unless `isWhole`.
     func makeData(
-        _ network: Network, _ sequence: SequenceNumber, _ length: UInt32, fin: Bool, isLast: Bool
+        _ network: Network, _ sequence: SequenceNumber, _ length: UInt32, fin: Bool, isLast: Bool, isWhole: Bool = false
     ) -> Mbuf? {
         let instance = instance
         var flags = Flag.ack
         if fin { flags |= Flag.fin }
         if isLast, length > 0 { flags |= Flag.psh }
         guard let packet = makeSegment(network, sequence, length, flags, keepsWindow: false) else { return nil }
-        let mss = pointee.mss
+        let mss = isWhole ? length : pointee.mss
         let segments = length > mss ? (length &+ mss &- 1) / mss : 1
         if length > mss {
             packet.pointee.pkt.gso_type = UInt8(
@@ -198,6 +199,11 @@ extension UnsafeMutablePointer where Pointee == Connection {
         var size = mtu > overhead ? mtu - overhead : 0
         if pointee.peerMSS != 0 { size = min(size, pointee.peerMSS) }
         if pointee.userMSS != 0 { size = min(size, pointee.userMSS) }
+        pointee.pathProbe.full = size
+        if pointee.pathProbe.limit != 0 {
+            // The end of the search: nothing larger is wanted.
+            if pointee.pathProbe.limit >= size { pointee.pathProbe.limit = 0 } else { size = pointee.pathProbe.limit }
+        }
         let options = has(.timestamps) ? Options.timestampLength : 0
         // However small the path says it is, there must be progress.
         pointee.mss = max(size > options ? size - options : 0, 8)

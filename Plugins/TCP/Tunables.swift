@@ -39,8 +39,13 @@ enum Setting: Int {
     case timestamps
     case windowScaling
     case optionOrder
+    case tailLossProbe
+    case frto
+    case timeoutRestart
+    case blackHoleDetection
+    case baseMSS
 
-    static var count: Int { 36 }
+    static var count: Int { 41 }
 }
 
 extension UnsafeMutablePointer where Pointee == Instance {
@@ -67,7 +72,7 @@ extension UnsafeMutablePointer where Pointee == Instance {
             "Offer window scaling and timestamps (RFC 7323)")
         add(
             .sack, "net.inet.tcp.sack.enable", ALPS_TUNABLE_BOOL, 1, 0...1,
-            "Send selective acknowledgments to peers that want them (RFC 2018)")
+            "Selective acknowledgments (RFC 2018), and with them RACK (RFC 8985)")
         add(
             .defaultMSS, "net.inet.tcp.mssdflt", ALPS_TUNABLE_BYTES, 536, 48...65495,
             "Segment size if the peer does not say, in bytes")
@@ -170,6 +175,21 @@ extension UnsafeMutablePointer where Pointee == Instance {
         add(
             .optionOrder, "net.inet.tcp.option_order", ALPS_TUNABLE_INT, 1, 0...1,
             "Order of the options of SYN: 0 as Linux has it (scale last), 1 as BSD (scale behind MSS)")
+        add(
+            .tailLossProbe, "net.inet.tcp.tlp", ALPS_TUNABLE_BOOL, 1, 0...1,
+            "Probe for the loss of a flight's tail (RFC 8985, section 7)")
+        add(
+            .frto, "net.inet.tcp.frto", ALPS_TUNABLE_BOOL, 1, 0...1,
+            "After a time-out, find out first whether it was spurious (RFC 5682)")
+        add(
+            .timeoutRestart, "net.inet.tcp.rto_restart", ALPS_TUNABLE_BOOL, 0, 0...1,
+            "With less than four segments in flight, time-outs count from the oldest (RFC 7765)")
+        add(
+            .blackHoleDetection, "net.inet.tcp.pmtud_blackhole_detection", ALPS_TUNABLE_BOOL, 1, 0...1,
+            "Smaller segments, and a search for the path MTU, if large ones disappear (RFC 4821)")
+        add(
+            .baseMSS, "net.inet.tcp.pmtud_blackhole_mss", ALPS_TUNABLE_BYTES, 1200, 216...65495,
+            "Segment size that every path is believed to take, in bytes")
         let cell = services.tunableCell
         return cell.ops(alps_tunable_ops.self).pointee.add(cell.instance, list, UInt32(Setting.count))
     }

@@ -119,7 +119,8 @@ extension UnsafeMutablePointer where Pointee == Instance {
         guard let packet = services.mbuf.pointee.prepend(pool, segment, UInt32(template.length)) else { return nil }
         let data = packet.pointee.data
         data[0] = 0x40 | UInt8(truncatingIfNeeded: template.length / 4)
-        data[1] = template.tos
+        data[1] =
+            packet.pointee.pkt.flags & UInt16(ALPS_PKT_ECT) != 0 ? template.tos & 0xfc | 2 : template.tos
         data.store16(2, UInt16(truncatingIfNeeded: packet.pointee.pkt.length))
         // Segments of a large packet are numbered from here on by whoever cuts it.
         let isNumbered = !template.isAtomic || packet.pointee.pkt.gso_type != UInt8(ALPS_GSO_NONE)

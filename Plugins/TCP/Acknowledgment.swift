@@ -38,6 +38,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         let window = segment.window << UInt32(pointee.sndScale)
         var summary = AcknowledgmentSummary.nothing
         summary.priorPipe = pipe
+        summary.isMarked = has(.ecn) && segment.has(Flag.ece)
         if segment.options.hasTimestamp { summary.echo = segment.options.echo }
         if segment.options.sackCount > 0, has(.sackPermitted) { takeSacks(segment, &summary) }
         var finIsAcked = false

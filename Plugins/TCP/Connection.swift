@@ -82,6 +82,10 @@ struct ConnectionFlags: OptionSet {
     static var windowUpdate: ConnectionFlags { .init(rawValue: 1 << 24) }
     /// What was in flight at the last loss, up to `recovery.point`, is not acknowledged and a byte more (RFC 6582).
     static var recoverSet: ConnectionFlags { .init(rawValue: 1 << 25) }
+    /// Agreed on ECN (RFC 3168); a mark has come and the sender has not reacted; we have, and must say so.
+    static var ecn: ConnectionFlags { .init(rawValue: 1 << 26) }
+    static var congestionEcho: ConnectionFlags { .init(rawValue: 1 << 27) }
+    static var windowReduced: ConnectionFlags { .init(rawValue: 1 << 28) }
 }
 
 /// What the retransmission callout is for at present.
@@ -161,6 +165,7 @@ struct Connection {
     /// Acknowledgments still sent at once, to help the peer out of slow start.
     var quickAcks: UInt32
     var reassembly: Reassembly
+    var receiveTuning: ReceiveTuning
 
     // Timestamps.
     var timestampOffset: UInt32
@@ -221,6 +226,8 @@ struct ConnectionTotals {
     var dataSegmentsIn: UInt32
     var retransmits: UInt32
     var outOfOrder: UInt32
+    var markedSegmentsIn: UInt32
+    var duplicateReports: UInt32
     var timeouts: UInt32
     var bytesAcked: UInt64
     var bytesReceived: UInt64

@@ -23,6 +23,7 @@ struct Embryonic {
     var hasScaling: Bool
     var hasTimestamps: Bool
     var isSackPermitted: Bool
+    var hasECN: Bool
     var retransmits: UInt32
     var advertisedWindow: UInt32
     var sentAt: UInt64
@@ -119,8 +120,9 @@ extension UnsafeMutablePointer where Pointee == Instance {
         entry.pointee.sentAt = now
         emit(
             network, &netpcb, conn: &entry.pointee.conn, sequence: entry.pointee.iss, acknowledgment: entry.rcvNxt,
-            flags: Flag.syn | Flag.ack, window: UInt16(truncatingIfNeeded: entry.pointee.advertisedWindow),
-            options: options)
+            flags: entry.pointee.hasECN ? Flag.syn | Flag.ack | Flag.ece : Flag.syn | Flag.ack,
+            window: UInt16(truncatingIfNeeded: entry.pointee.advertisedWindow), options: options,
+            isCapable: entry.pointee.hasECN && entry.pointee.retransmits == 0 && isOn(.generalizedECN))
     }
 
     /// The listener's network settings, towards this peer.

@@ -93,6 +93,7 @@ extension UnsafeMutablePointer where Pointee == Instance {
         entry.pointee.hasScaling = options.hasWindowScale && offersWindowScaling
         entry.pointee.sndScale = options.windowScale
         entry.pointee.isSackPermitted = options.isSackPermitted && isOn(.sack)
+        entry.pointee.hasECN = grantsECN && isECNSetup(segment)
         let limit = head.pointee.rcv.limit
         entry.pointee.rcvScale = entry.pointee.hasScaling ? windowScale(limit) : 0
         entry.pointee.advertisedWindow = min(limit, 65535)
@@ -165,6 +166,8 @@ extension UnsafeMutablePointer where Pointee == Instance {
         connection.set(.windowScaling, entry.pointee.hasScaling)
         connection.set(.timestamps, entry.pointee.hasTimestamps)
         connection.set(.sackPermitted, entry.pointee.isSackPermitted)
+        connection.set(.ecn, entry.pointee.hasECN)
+        connection.pointee.receiveTuning = ReceiveTuning(start: irs + 1, since: now)
         connection.pointee.sndScale = entry.pointee.hasScaling ? entry.pointee.sndScale : 0
         connection.pointee.rcvScale = entry.pointee.rcvScale
         connection.pointee.peerMSS = entry.pointee.peerMSS
@@ -220,6 +223,7 @@ extension UnsafeMutablePointer where Pointee == Instance {
             entry.pointee.hasScaling = false
             entry.pointee.hasTimestamps = false
             entry.pointee.isSackPermitted = false
+            entry.pointee.hasECN = false
             var index: UInt32 = 7
             while index > 0, cookieMSS(index) > entry.pointee.peerMSS { index -= 1 }
             entry.pointee.iss = cookie(&entry.pointee.conn, segment.sequence, period: now / cookiePeriod, index: index)
@@ -251,6 +255,7 @@ extension UnsafeMutablePointer where Pointee == Instance {
             entry.pointee.hasScaling = false
             entry.pointee.hasTimestamps = false
             entry.pointee.isSackPermitted = false
+            entry.pointee.hasECN = false
             entry.pointee.rcvScale = 0
             entry.pointee.sndScale = 0
             entry.pointee.peerMSS = cookieMSS(index)
@@ -277,7 +282,7 @@ extension Embryonic {
             conn: alps_conn(), head: listener.pointee.socket, listener: listener, next: nil, previous: nil,
             irs: SequenceNumber(0), iss: SequenceNumber(0), tsRecent: 0, timestampOffset: 0, peerMSS: 0,
             advertisedMSS: 0, window: 0, sndScale: 0, rcvScale: 0, hasScaling: false, hasTimestamps: false,
-            isSackPermitted: false, retransmits: 0, advertisedWindow: 0, sentAt: 0, challengeStart: 0, challenges: 0,
+            isSackPermitted: false, hasECN: false, retransmits: 0, advertisedWindow: 0, sentAt: 0, challengeStart: 0, challenges: 0,
             callout: alps_callout())
     }
 }

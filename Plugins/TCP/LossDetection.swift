@@ -163,6 +163,6 @@ extension AcknowledgmentSummary {
     static var nothing: AcknowledgmentSummary {
         AcknowledgmentSummary(
             priorPipe: 0, acked: 0, delivered: 0, hasNewSack: false, reportsDuplicate: false, isDuplicate: false,
-            hasOriginal: false, hasRepeated: false, hasLoss: false, echo: nil)
+            hasOriginal: false, hasRepeated: false, isMarked: false, hasLoss: false, echo: nil)
     }
 }

@@ -80,6 +80,8 @@ struct AcknowledgmentSummary {
     var hasOriginal: Bool
     /// Something that was sent twice has been acknowledged.
     var hasRepeated: Bool
+    /// Congestion was marked on the way (ECN).
+    var isMarked: Bool
     /// A loss has been found.
     var hasLoss: Bool
     /// Echoed timestamp.
@@ -104,6 +106,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         if pointee.recovery.isProbing { considerProbe(summary) }
         if summary.reportsDuplicate { duplicateReported() }
         findLosses(&summary)
+        if summary.isMarked { congestionReported(priorPipe: summary.priorPipe) }
         switch pointee.recovery.state {
         case .open:
             if summary.hasLoss {
@@ -142,6 +145,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         if always { pointee.congestion.isWindowLimited = true }
         pointee.congestion.acknowledged(
             AcknowledgmentSample(acked: summary.acked, mss: pointee.mss, now: instance.now, roundTrip: 0))
+        tuneSendBuffer()
     }
 
     // MARK: Fast recovery
@@ -291,6 +295,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
     /// The receiver has got something twice.
     private func duplicateReported() {
         instance.count(.receivedDuplicateReports)
+        pointee.totals.duplicateReports &+= 1
         // RFC 8985, 6.2 step 4: what we took for lost was late. Once a round trip.
         if pointee.recovery.isDuplicateRound, pointee.sndUna >= pointee.recovery.duplicateRound {
             pointee.recovery.isDuplicateRound = false

@@ -179,7 +179,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
     var packetLimit: Int {
         let mss = Int(pointee.mss)
         // An urgent pointer is relative to each segment.
-        if pointee.sndUp > pointee.sndNxt || !instance.isOn(.segmentationOffload) { return mss }
+        if pointee.sndUp > pointee.sndNxt || has(.windowReduced) || !instance.isOn(.segmentationOffload) { return mss }
         let room = 65535 - Int(netpcb.pointee.header_length) - Int(headerLength)
         return max(mss, room - room % mss)
     }

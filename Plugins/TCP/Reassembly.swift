@@ -11,6 +11,9 @@ struct Reassembly {
     var capacity: Int
     /// Where the segments began that arrived last, the newest first: what to tell the sender of.
     var recent: [4 of SequenceNumber]
+    /// What has come a second time and not been reported (RFC 2883).
+    var duplicate: SequenceRange
+    var hasDuplicate: Bool
 }
 
 struct SequenceRange {
@@ -132,12 +135,29 @@ extension UnsafeMutablePointer where Pointee == Connection {
         var count = 0
         var at = 4
         var next = 0
+        if pointee.reassembly.hasDuplicate {
+            let duplicate = pointee.reassembly.duplicate
+            pointee.reassembly.hasDuplicate = false
+            instance.count(.sentDuplicateReports)
+            place.store32(at, duplicate.start.value)
+            place.store32(at + 4, duplicate.end.value)
+            at += 8
+            count += 1
+            // Section 4: if it is part of something larger that is not in order yet, that comes second.
+            if duplicate.start >= pointee.rcvNxt, let range = pointee.reassembly.range(holding: duplicate.start) {
+                place.store32(at, range.start.value)
+                place.store32(at + 4, range.end.value)
+                at += 8
+                count += 1
+            }
+        }
+        let reported = count > 0 ? 12 : 4
         while next < 4, count < limit {
             let recent = pointee.reassembly.recent[next]
             next += 1
             guard let range = pointee.reassembly.range(holding: recent) else { continue }
             var isTold = false
-            var told = 4
+            var told = reported
             while told < at {
                 if place.load32(told) == range.start.value { isTold = true }
                 told += 8
@@ -154,6 +174,26 @@ extension UnsafeMutablePointer where Pointee == Connection {
         place[2] = Options.sackKind
         place[3] = UInt8(truncatingIfNeeded: 2 + 8 * count)
         return UInt32(at)
+    }
+
+    // MARK: Duplicates (RFC 2883)
+
+    /// These data have come before. Reported in the next acknowledgment, which goes now if one waits already.
+    func noteDuplicateData(_ start: SequenceNumber, _ end: SequenceNumber) {
+        guard has(.sackPermitted), instance.isOn(.duplicateReports), start < end else { return }
+        if pointee.reassembly.hasDuplicate { sendAck() }
+        pointee.reassembly.duplicate = SequenceRange(start: start, end: end)
+        pointee.reassembly.hasDuplicate = true
+        acknowledgeNow()
+    }
+
+    /// The part of a segment, not in order, that is there already.
+    func noteOverlap(_ segment: Segment) {
+        let index = pointee.reassembly.search(segment.sequence + 1)
+        guard let ranges = pointee.reassembly.ranges, index < pointee.reassembly.count else { return }
+        let start = ranges[index].start > segment.sequence ? ranges[index].start : segment.sequence
+        let end = ranges[index].end < segment.end ? ranges[index].end : segment.end
+        noteDuplicateData(start, end)
     }
 
     func freeReassembly() {

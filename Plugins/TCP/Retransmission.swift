@@ -83,7 +83,10 @@ extension UnsafeMutablePointer where Pointee == Connection {
         while let range = pointee.sendMap.waiting.first {
             let pipe = pipe
             let room = Int(pointee.congestion.cwnd) - pipe
-            guard room >= Int(min(mss, range.pointee.length)) || pipe == 0 else { break }
+            // A small rest waits for what follows it.
+            var wanted = range.pointee.length
+            if let next = range.pointee.next, next.pointee.has(.waiting) { wanted &+= next.pointee.length }
+            guard room >= Int(min(mss, wanted)) || pipe == 0 else { break }
             // A window that has shrunk holds all but the first back.
             let isFirst = range.pointee.start == pointee.sndUna
             let open = (pointee.sndUna + pointee.sndWnd) - range.pointee.start
@@ -100,6 +103,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
             list.append(packet)
             noteRepetition(range)
             hasSent = true
+            // The timer is the first range's: its new transmission has the whole time.
+            if isFirst { pointee.retransmitUse = .none }
         }
         if hasSent { pointee.lastSent = instance.now }
         return hasSent

@@ -9,6 +9,8 @@ enum Flag {
     static var psh: UInt8 { 0x08 }
     static var ack: UInt8 { 0x10 }
     static var urg: UInt8 { 0x20 }
+    static var ece: UInt8 { 0x40 }
+    static var cwr: UInt8 { 0x80 }
 }
 
 /// Offsets in the fixed header (RFC 9293, 3.1).

@@ -13,6 +13,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         guard checkSequence(&segment) else { return }
         noteReceived()
         rememberTimestamp(&segment)
+        noteMarks(segment)
         // Fifth: ACK. Without it there is nothing more to do.
         guard segment.has(Flag.ack) else { return }
         guard processAck(&segment) else { return }
@@ -142,6 +143,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
     @inline(never)
     private func trimFront(_ segment: inout Segment, _ old: UInt32) {
         let instance = instance
+        if segment.length > 0 { noteDuplicateData(segment.sequence, segment.sequence + min(old, segment.length)) }
         if old >= segment.length &+ (segment.has(Flag.fin) ? 1 : 0) {
             // All of it, keep-alive probes included.
             if segment.length > 0 || segment.has(Flag.fin) {

@@ -100,6 +100,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
             pointee.rcvNxt += placed
             if pointee.rcvUp < pointee.rcvNxt { pointee.rcvUp = pointee.rcvNxt }
             sockets.pointee.receive_advance(layer, socket, position &+ UInt64(placed))
+            tuneReceiveBuffer()
             scheduleAck(placed, segment)
         }
         guard placed == segment.length else {
@@ -125,6 +126,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
                 sendDuplicateAck()
                 return false
             }
+            noteOverlap(segment)
             let placed = sockets.pointee.receive_place(
                 layer, socket, receivePosition(segment.sequence), segment.packet, segment.offset, segment.length)
             isComplete = placed == segment.length
@@ -160,6 +162,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         pointee.rcvNxt = reach
         if pointee.rcvUp < pointee.rcvNxt { pointee.rcvUp = pointee.rcvNxt }
         instance.sockets.pointee.receive_advance(instance.socketLayer, socket, position)
+        tuneReceiveBuffer()
         if pointee.reassembly.count == 0 { freeReassembly() }
     }
 
@@ -183,6 +186,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         } else if pointee.quickAcks > 0, !has(.interactive) {
             set(.ackNow)
         } else {
+            restartReceiveTuning()
             set(.ackDelayed)
             armDelayedAck(delay)
         }

@@ -96,8 +96,12 @@ enum Counter: Int {
     case sizeProbes
     case sizeProbesArrived
     case sentDuplicateReports
+    case receivedMarks
+    case congestionReports
+    case receiveBuffersGrown
+    case sendBuffersGrown
 
-    static var count: Int { 93 }
+    static var count: Int { 97 }
 }
 
 extension UnsafeMutablePointer where Pointee == Instance {
@@ -204,6 +208,10 @@ extension UnsafeMutablePointer where Pointee == Instance {
         add(.blackHoles, "pmtud_blackhole", "paths on which large segments disappeared")
         add(.sizeProbes, "pmtud_probe", "probes of the path MTU sent")
         add(.sizeProbesArrived, "pmtud_probe_ok", "probes of the path MTU that arrived")
+        add(.receivedMarks, "ecn_ce", "segments received with a congestion mark (ECN)")
+        add(.congestionReports, "ecn_ece", "acks that reported a congestion mark")
+        add(.receiveBuffersGrown, "rcvbuf_grown", "receive buffers grown")
+        add(.sendBuffersGrown, "sndbuf_grown", "send buffers grown")
         let cell = services.counterCell
         return cell.ops(alps_counter_ops.self).pointee.add(cell.instance, list, UInt32(Counter.count))
     }

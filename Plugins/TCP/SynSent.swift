@@ -30,6 +30,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
         pointee.lastAckSent = pointee.rcvNxt
         pointee.rcvUp = pointee.rcvNxt
         acceptOptions(segment.options)
+        // RFC 3168, 6.1.1: the answer has ECE alone; both bits are what a host sends that only mirrors ours.
+        set(.ecn, isAcked && !has(.synLost) && instance.asksForECN && segment.has(Flag.ece) && !segment.has(Flag.cwr))
         // RFC 7323, 2.2: the window of a SYN is never scaled.
         pointee.sndWnd = segment.window
         pointee.maxSndWnd = segment.window
@@ -102,6 +104,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         pointee.backoff = 0
         pointee.waitingSince = 0
         stopRetransmit()
+        pointee.receiveTuning = ReceiveTuning(start: pointee.rcvNxt, since: instance.now)
     }
 
     /// Into ESTABLISHED, and what comes with it.

@@ -67,8 +67,10 @@ extension UnsafeMutablePointer where Pointee == Connection {
         put8(2, UInt8(clamping: pointee.backoff))
         put8(3, UInt8(clamping: pointee.keepProbes))
         put8(4, UInt8(clamping: pointee.backoff))
-        // TCPI_OPT_TIMESTAMPS, TCPI_OPT_SACK, TCPI_OPT_WSCALE.
-        put8(5, (has(.timestamps) ? 1 : 0) | (has(.sackPermitted) ? 2 : 0) | (has(.windowScaling) ? 4 : 0))
+        // TCPI_OPT_TIMESTAMPS, TCPI_OPT_SACK, TCPI_OPT_WSCALE, TCPI_OPT_ECN, TCPI_OPT_ECN_SEEN.
+        var options: UInt8 = (has(.timestamps) ? 1 : 0) | (has(.sackPermitted) ? 2 : 0) | (has(.windowScaling) ? 4 : 0)
+        options |= (has(.ecn) ? 8 : 0) | (pointee.totals.markedSegmentsIn > 0 ? 16 : 0)
+        put8(5, options)
         put8(6, pointee.sndScale & 15 | pointee.rcvScale << 4)
         put32(8, microseconds(effectiveRTO))
         put32(12, microseconds(instance.nanoseconds(.delayedAckTime)))
@@ -107,6 +109,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
         put32(156, pointee.totals.dataSegmentsOut)
         put64(200, pointee.totals.bytesSent)
         put64(208, pointee.totals.bytesRetransmitted)
+        put32(216, pointee.totals.duplicateReports)
+        put32(220, pointee.recovery.hasReordering ? 1 : 0)
         put32(224, pointee.totals.outOfOrder)
         put32(228, pointee.sndWnd)
         put32(232, UInt32(clamping: pointee.rcvAdv - pointee.rcvNxt))

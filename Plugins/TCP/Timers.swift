@@ -117,9 +117,9 @@ extension UnsafeMutablePointer where Pointee == Connection {
         case .none: break
         case .retransmit: retransmissionTimedOut()
         case .persist: persistTimedOut()
-        case .probe where instance.now < pointee.timeoutDeadline: probeTimedOut()
+        case .probe: probeTimedOut()
         case .reorder where instance.now < pointee.timeoutDeadline: reorderTimedOut()
-        case .probe, .reorder: retransmissionTimedOut()
+        case .reorder: retransmissionTimedOut()
         }
     }
 

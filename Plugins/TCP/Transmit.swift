@@ -80,7 +80,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         }
         let header = packet.pointee.data
         var headerLength = headerLength
-        if length == 0, pointee.reassembly.count > 0, has(.sackPermitted), sequence == pointee.sndNxt {
+        if length == 0, has(.sackPermitted), pointee.reassembly.count > 0 || pointee.reassembly.hasDuplicate {
             headerLength &+= writeSack(header + Int(headerLength), room: 60 &- headerLength)
         }
         var flags = flags
@@ -90,6 +90,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
             urgent = UInt16(truncatingIfNeeded: min(pointee.sndUp - sequence, 65535))
             instance.count(.sentUrgent)
         }
+        if has(.ecn) { flags = markECN(packet, flags, sequence, length) }
         let pseudo = network.ops.pointee.pseudo_sum(
             network.instance, &netpcb.pointee.local, &netpcb.pointee.remote, Registration.protocol,
             headerLength &+ length)
@@ -141,6 +142,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
         let instance = instance
         guard let network = instance.network else { return }
         let isAnswer = pointee.state == .synReceived
+        // RFC 3168, 6.1.1.1: a SYN that got no answer goes again without, for the sake of old firewalls.
+        let asksForECN = !isAnswer && instance.asksForECN && pointee.sndMax == pointee.iss
         let timestamps = isAnswer ? has(.timestamps) : instance.offersTimestamps
         let scaling = isAnswer ? has(.windowScaling) : instance.offersWindowScaling
         let options = SynOptions(
@@ -162,7 +165,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         instance.emit(
             network, netpcb, conn: &pointee.conn, sequence: pointee.iss,
             acknowledgment: isAnswer ? pointee.rcvNxt : SequenceNumber(0),
-            flags: isAnswer ? Flag.syn | Flag.ack : Flag.syn, window: UInt16(truncatingIfNeeded: window),
+            flags: isAnswer ? Flag.syn | Flag.ack : asksForECN ? Flag.syn | Flag.ece | Flag.cwr : Flag.syn, window: UInt16(truncatingIfNeeded: window),
             options: options)
         let now = instance.now
         if pointee.sndMax == pointee.iss {
@@ -240,7 +243,8 @@ extension UnsafeMutablePointer where Pointee == Instance {
     /// Builds and sends a segment of header and options alone.
     func emit(
         _ network: Network, _ netpcb: UnsafeMutablePointer<alps_netpcb>, conn: UnsafePointer<alps_conn>,
-        sequence: SequenceNumber, acknowledgment: SequenceNumber, flags: UInt8, window: UInt16, options: SynOptions?
+        sequence: SequenceNumber, acknowledgment: SequenceNumber, flags: UInt8, window: UInt16, options: SynOptions?,
+        isCapable: Bool = false
     ) {
         let cell = services.mbufCell
         guard
@@ -251,6 +255,7 @@ extension UnsafeMutablePointer where Pointee == Instance {
             return
         }
         let header = packet.pointee.data
+        if isCapable { packet.pointee.pkt.flags |= UInt16(ALPS_PKT_ECT) }
         var length = Header.length
         if let options { length &+= options.write(header + Int(Header.length)) }
         finish(

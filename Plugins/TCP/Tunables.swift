@@ -44,8 +44,14 @@ enum Setting: Int {
     case timeoutRestart
     case blackHoleDetection
     case baseMSS
+    case ecn
+    case generalizedECN
+    case duplicateReports
+    case tunesReceiveBuffer
+    case tunesSendBuffer
+    case maximumSendBuffer
 
-    static var count: Int { 41 }
+    static var count: Int { 47 }
 }
 
 extension UnsafeMutablePointer where Pointee == Instance {
@@ -165,7 +171,7 @@ extension UnsafeMutablePointer where Pointee == Instance {
             "Ranges out of order that a connection keeps")
         add(
             .maximumReceiveBuffer, "net.inet.tcp.recvbuf_max", ALPS_TUNABLE_BYTES, 4 << 20, 65535...(65535 << 14),
-            "Largest receive buffer that the window scale allows for, in bytes")
+            "Largest receive buffer that the window scale allows for, and that recvbuf_auto makes, in bytes")
         add(
             .timestamps, "net.inet.tcp.timestamps", ALPS_TUNABLE_BOOL, 1, 0...1,
             "Offer timestamps, if rfc1323 is on")
@@ -190,6 +196,24 @@ extension UnsafeMutablePointer where Pointee == Instance {
         add(
             .baseMSS, "net.inet.tcp.pmtud_blackhole_mss", ALPS_TUNABLE_BYTES, 1200, 216...65495,
             "Segment size that every path is believed to take, in bytes")
+        add(
+            .ecn, "net.inet.tcp.ecn.enable", ALPS_TUNABLE_INT, 2, 0...2,
+            "Explicit congestion notification (RFC 3168): 0 off, 1 asked for and granted, 2 granted if asked for")
+        add(
+            .generalizedECN, "net.inet.tcp.ecn.generalized", ALPS_TUNABLE_BOOL, 0, 0...1,
+            "ECN-capable SYN, ACK (RFC 5562), repetitions and FINs too")
+        add(
+            .duplicateReports, "net.inet.tcp.sack.dsack", ALPS_TUNABLE_BOOL, 1, 0...1,
+            "Report what arrives twice (D-SACK, RFC 2883)")
+        add(
+            .tunesReceiveBuffer, "net.inet.tcp.recvbuf_auto", ALPS_TUNABLE_BOOL, 1, 0...1,
+            "Receive buffers grow with the path, up to recvbuf_max")
+        add(
+            .tunesSendBuffer, "net.inet.tcp.sendbuf_auto", ALPS_TUNABLE_BOOL, 1, 0...1,
+            "Send buffers grow with the congestion window, up to sendbuf_max")
+        add(
+            .maximumSendBuffer, "net.inet.tcp.sendbuf_max", ALPS_TUNABLE_BYTES, 4 << 20, 65535...(1 << 30),
+            "Largest send buffer that sendbuf_auto makes, in bytes")
         let cell = services.tunableCell
         return cell.ops(alps_tunable_ops.self).pointee.add(cell.instance, list, UInt32(Setting.count))
     }

@@ -104,6 +104,8 @@ extension Socket {
         raw.pointee.linger = listener.raw.pointee.linger
         raw.pointee.snd.limit = listener.raw.pointee.snd.limit
         raw.pointee.rcv.limit = listener.raw.pointee.rcv.limit
+        isSendSizeChosen = listener.isSendSizeChosen
+        isReceiveSizeChosen = listener.isReceiveSizeChosen
         raw.pointee.rcv.low_water = listener.raw.pointee.rcv.low_water
         storedOptions = listener.storedOptions
         let from = listener.raw.pointee.netpcb

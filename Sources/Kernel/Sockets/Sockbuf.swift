@@ -32,6 +32,23 @@ extension Socket {
         buffer.limit = limit
     }
 
+    /// More room, because the path takes it. What the application has chosen stays.
+    func grow(isSend: Bool, _ bytes: UInt32) -> UInt32 {
+        let limit = min(bytes, UInt32(truncatingIfNeeded: kernel.sockets.maxSockbuf.value))
+        if isSend {
+            guard !isSendSizeChosen, limit > raw.pointee.snd.limit else { return raw.pointee.snd.limit }
+            setLimit(&raw.pointee.snd, limit)
+            if isWriterWaiting {
+                isWriterWaiting = false
+                markDirty()
+            }
+            return raw.pointee.snd.limit
+        }
+        guard !isReceiveSizeChosen, limit > raw.pointee.rcv.limit else { return raw.pointee.rcv.limit }
+        setLimit(&raw.pointee.rcv, limit)
+        return raw.pointee.rcv.limit
+    }
+
     /// All that can matter lies within one capacity behind `head`, data that arrived out of order included.
     private func copyRing(_ buffer: alps_sockbuf, to ext: UnsafeMutablePointer<alps_ext>) {
         guard let base = buffer.base else { return }

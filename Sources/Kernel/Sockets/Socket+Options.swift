@@ -163,9 +163,11 @@ extension Socket {
     private func setBuffer(isSend: Bool, _ bytes: UInt32) {
         let limit = UInt32(min(max(Int64(bytes) * 2, isSend ? 4608 : 2304), kernel.sockets.maxSockbuf.value))
         if isSend {
+            isSendSizeChosen = true
             setLimit(&raw.pointee.snd, limit)
             markDirty()
         } else {
+            isReceiveSizeChosen = true
             setLimit(&raw.pointee.rcv, limit)
             if isConnected, isAttached, let received = protosw.pointee.received { received(instance, raw) }
         }

@@ -97,6 +97,9 @@ package final class Socket {
 
     /// Datagrams waiting, oldest first.
     var datagrams = DatagramQueue()
+    /// SO_SNDBUF, SO_RCVBUF have been set: the sizes are the application's business.
+    var isSendSizeChosen = false
+    var isReceiveSizeChosen = false
     /// Streams: the urgent byte.
     var urgent = UrgentByte()
 

@@ -8,7 +8,8 @@ enum SocketInterface {
             is_connected: isConnected, is_disconnecting: isDisconnecting, is_disconnected: isDisconnected,
             cant_receive_more: cannotReceiveMore, set_error: setError, has_oob: hasUrgent, detached: detached,
             new_connection: newConnection, send_data: sendData, send_drop: sendDrop, receive_place: receivePlace,
-            receive_advance: receiveAdvance, receive_datagram: receiveDatagram, receive_space: receiveSpace)
+            receive_advance: receiveAdvance, receive_datagram: receiveDatagram, receive_space: receiveSpace,
+            grow: grow)
     }
 }
 
@@ -95,6 +96,10 @@ private func receiveAdvance(_: UnsafeMutableRawPointer, _ so: RawSocket, _ tail:
         $0.skipUrgentByte()
         $0.markDirty()
     }
+}
+
+private func grow(_: UnsafeMutableRawPointer, _ so: RawSocket, _ isSend: Int32, _ bytes: UInt32) -> UInt32 {
+    withSocket(so) { $0.grow(isSend: isSend != 0, bytes) }
 }
 
 private func receiveDatagram(

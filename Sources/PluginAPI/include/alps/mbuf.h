@@ -28,6 +28,7 @@ ALPS_BEGIN
 #define ALPS_PKT_MULTICAST 0x0002u  ///< arrived as link-layer multicast
 #define ALPS_PKT_LOOPBACK 0x0004u   ///< came over lo0
 #define ALPS_PKT_FRAGMENT 0x0008u   ///< is, or was put together from, fragments
+#define ALPS_PKT_ECT 0x0020u        ///< output: the network header says ECN-capable, ECT(0) (RFC 3168)
 #define ALPS_PKT_NETBROADCAST 0x0010u  ///< network destination is a broadcast or multicast address
 
 // alps_pkthdr.csum

@@ -132,6 +132,10 @@ typedef struct alps_socket_ops {
     int32_t (*receive_datagram)(void *self, alps_socket *so, alps_mbuf *packet, const alps_datagram_info *info);
     /// [net] Free bytes the receive buffer can still promise: limit - (tail - head), never negative.
     uint32_t (*receive_space)(void *self, alps_socket *so);
+    /// [net] Lets a buffer of a stream socket hold `bytes`, up to kern.ipc.maxsockbuf: what a transport does that sees
+    /// the path take more. A size that the application has set stays. Returns the limit now in force, never less than
+    /// before.
+    uint32_t (*grow)(void *self, alps_socket *so, int32_t is_send, uint32_t bytes);
 } alps_socket_ops;
 
 ALPS_END

@@ -1,0 +1,60 @@
+import PluginAPI
+import PluginKit
+
+// Explicit congestion notification (RFC 3168). Data sent for the first time are ECN-capable; with
+// net.inet.tcp.ecn.generalized so are SYN, ACK (RFC 5562), repetitions and FINs (the rules of ECN++).
+
+extension UnsafeMutablePointer where Pointee == Instance {
+    /// net.inet.tcp.ecn.enable: 1 asks for it and grants it, 2 only grants it.
+    var asksForECN: Bool { setting(.ecn) == 1 }
+    var grantsECN: Bool { setting(.ecn) != 0 }
+
+    /// RFC 3168, 6.1.1: an ECN-setup SYN has both bits, and nothing of the experiments that use a third.
+    func isECNSetup(_ segment: Segment) -> Bool {
+        segment.has(Flag.ece) && segment.has(Flag.cwr) && segment.packet.pointee.data[Header.dataOffset] & 1 == 0
+    }
+}
+
+extension UnsafeMutablePointer where Pointee == Connection {
+    /// Congestion marks, as a receiver (RFC 3168, 6.1.3): told in every acknowledgment until the sender has reacted.
+    @inline(__always)
+    func noteMarks(_ segment: Segment) {
+        guard has(.ecn) else { return }
+        if segment.has(Flag.cwr) { clear(.congestionEcho) }
+        guard segment.packet.pointee.pkt.tos & 3 == 3 else { return }
+        instance.count(.receivedMarks, segment.count)
+        pointee.totals.markedSegmentsIn &+= segment.count
+        guard segment.length > 0 || segment.has(Flag.fin) else { return }
+        // The first news travels at once.
+        if !has(.congestionEcho) { set(.ackNow) }
+        set(.congestionEcho)
+    }
+
+    /// The bits of a header on its way out, and whether its packet is ECN-capable.
+    @inline(__always)
+    func markECN(_ packet: Mbuf, _ flags: UInt8, _ sequence: SequenceNumber, _ length: UInt32) -> UInt8 {
+        var flags = flags
+        if has(.congestionEcho) { flags |= Flag.ece }
+        if length > 0, sequence == pointee.sndNxt {
+            packet.pointee.pkt.flags |= UInt16(ALPS_PKT_ECT)
+            if has(.windowReduced) {
+                flags |= Flag.cwr
+                clear(.windowReduced)
+            }
+        } else if length > 0 || flags & Flag.fin != 0, instance.isOn(.generalizedECN) {
+            packet.pointee.pkt.flags |= UInt16(ALPS_PKT_ECT)
+        }
+        return flags
+    }
+
+    /// RFC 3168, 6.1.2: as for a lost segment, at most once a round trip, and nothing is sent again.
+    func congestionReported(priorPipe: Int) {
+        instance.count(.congestionReports)
+        set(.windowReduced)
+        guard pointee.recovery.state == .open else { return }
+        pointee.recovery.canUndo = false
+        lowerThreshold()
+        pointee.recovery.state = .reduction
+        beginReduction(priorPipe: priorPipe)
+    }
+}

@@ -8,19 +8,22 @@ extension UnsafeMutablePointer where Pointee == Connection {
     func processAck(_ segment: inout Segment) -> Bool {
         let instance = instance
         let ack = segment.acknowledgment
-        if pointee.state == .synReceived {
-            // A simultaneous open is complete, unless the ACK is for something we never sent.
+        if !has(.synAcked) {
+            // A simultaneous or a fast open is complete, unless the ACK is for something we never sent.
             guard ack > pointee.sndUna, ack <= pointee.sndMax else {
                 if let network = instance.network { instance.reset(&segment, network) }
                 return false
             }
-            takeSynAck(ack, echo: nil)
+            leaveFastOpen()
+            takeSynAck(pointee.iss + 1, echo: nil)
             pointee.sndWnd = segment.window << UInt32(pointee.sndScale)
             pointee.maxSndWnd = pointee.sndWnd
             pointee.sndWl1 = segment.sequence
             pointee.sndWl2 = ack
-            established()
-            return true
+            // The application may have shut it down already.
+            if pointee.state == .synReceived { established() }
+            if pointee.sndNxt > pointee.sndUna { restartLossTimer() }
+            if ack == pointee.sndUna { return true }
         }
 
         let advance = ack - pointee.sndUna
@@ -134,6 +137,13 @@ extension UnsafeMutablePointer where Pointee == Connection {
         pointee.softError = 0
         pointee.waitingSince = pointee.sndMax > ack ? now : 0
         return finIsAcked
+    }
+
+    /// The SYN, ACK acknowledges data that went with our SYN.
+    func acknowledgeSynData(_ segment: Segment) {
+        var summary = AcknowledgmentSummary.nothing
+        let ack = segment.acknowledgment
+        _ = newAck(ack, UInt32(truncatingIfNeeded: ack - pointee.sndUna), segment.options, &summary)
     }
 
     /// Takes what lies before `ack` out of the send map.

@@ -86,6 +86,10 @@ struct ConnectionFlags: OptionSet {
     static var ecn: ConnectionFlags { .init(rawValue: 1 << 26) }
     static var congestionEcho: ConnectionFlags { .init(rawValue: 1 << 27) }
     static var windowReduced: ConnectionFlags { .init(rawValue: 1 << 28) }
+    /// TCP_FASTOPEN_CONNECT; the SYN waits for the first write; data went with the SYN (RFC 7413).
+    static var fastOpenConnect: ConnectionFlags { .init(rawValue: 1 << 29) }
+    static var synDeferred: ConnectionFlags { .init(rawValue: 1 << 30) }
+    static var fastOpened: ConnectionFlags { .init(rawValue: 1 << 31) }
 }
 
 /// What the retransmission callout is for at present.
@@ -214,6 +218,11 @@ struct Connection {
 
     // Of a listener.
     var embryonicCount: UInt32
+    /// TCP_FASTOPEN: how many connections may be open that no ACK has confirmed, and how many are.
+    var fastOpenBacklog: UInt32
+    var fastOpenPending: UInt32
+    /// Of such a connection: who made it.
+    var fastOpenListener: ConnectionPointer?
 
     // For TCP_INFO.
     var totals: ConnectionTotals
@@ -309,7 +318,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
         pointee.waitingSince = 0
         pointee.keepProbes = 0
         pointee.flags.rawValue &=
-            ConnectionFlags([.portChosen, .orphan, .noDelay, .cork, .touched, .inserted, .quickAck]).rawValue
+            ConnectionFlags([.portChosen, .orphan, .noDelay, .cork, .touched, .inserted, .quickAck, .fastOpenConnect])
+            .rawValue
     }
 
     func enter(_ state: State) {
@@ -367,6 +377,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         untouch()
         freeReassembly()
         freeSendMap()
+        leaveFastOpen()
         clear([.ackNow, .ackDelayed, .windowUpdate, .timing])
         enter(.closed)
         instance.count(wasConnected ? .closed : .connectionsDropped)
@@ -389,6 +400,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
     func discard() {
         let instance = instance
         if pointee.state == .listen { instance.dropEmbryonics(of: self) }
+        forgetFastOpens()
+        leaveFastOpen()
         remove()
         stopTimers()
         untouch()

@@ -24,6 +24,8 @@ struct Embryonic {
     var hasTimestamps: Bool
     var isSackPermitted: Bool
     var hasECN: Bool
+    /// The SYN, ACK carries a Fast Open cookie.
+    var givesCookie: Bool
     var retransmits: UInt32
     var advertisedWindow: UInt32
     var sentAt: UInt64
@@ -116,7 +118,8 @@ extension UnsafeMutablePointer where Pointee == Instance {
             windowScale: entry.pointee.hasScaling ? entry.pointee.rcvScale : nil,
             timestamp: entry.pointee.hasTimestamps
                 ? (timestampClock &+ entry.pointee.timestampOffset, entry.pointee.tsRecent) : nil,
-            sackPermitted: entry.pointee.isSackPermitted, isScaleLast: setting(.optionOrder) == 0)
+            sackPermitted: entry.pointee.isSackPermitted, isScaleLast: setting(.optionOrder) == 0,
+            cookie: entry.pointee.givesCookie ? makeCookie(&entry.pointee.conn) : nil)
         entry.pointee.sentAt = now
         emit(
             network, &netpcb, conn: &entry.pointee.conn, sequence: entry.pointee.iss, acknowledgment: entry.rcvNxt,

@@ -38,6 +38,8 @@ struct Instance {
     var sequenceKey: SecretKey
     var timestampKey: SecretKey
     var cookieKey: SecretKey
+    var fastOpenKey: SecretKey
+    var fastOpenCache: UnsafeMutablePointer<FastOpenEntry>?
     /// When a SYN cookie was last sent; only for a while after are cookies believed.
     var lastCookie: UInt64
 }

@@ -40,6 +40,9 @@ extension UnsafeMutablePointer where Pointee == Instance {
             count(.listenDrops)
             return
         }
+        var segment = segment
+        var givesCookie = false
+        if segment.options.hasFastOpen, openFast(listener, &segment, network, gives: &givesCookie) { return }
         let limit = max(Int64(head.pointee.backlog), 8)
         guard Int64(listener.pointee.embryonicCount) < limit,
             Int64(pointee.embryonics.count) < setting(.cacheLimit)
@@ -53,6 +56,7 @@ extension UnsafeMutablePointer where Pointee == Instance {
             return
         }
         fill(entry, listener, segment, network)
+        entry.pointee.givesCookie = givesCookie
         if let previous, entry.pointee.iss <= previous {
             entry.pointee.iss = previous + 64_000 + UInt32(truncatingIfNeeded: services.random & 0xffff)
         }
@@ -67,7 +71,7 @@ extension UnsafeMutablePointer where Pointee == Instance {
     }
 
     /// What a SYN and its listener say.
-    private func fill(
+    func fill(
         _ entry: EmbryonicPointer, _ listener: ConnectionPointer, _ segment: Segment, _ network: Network
     ) {
         let packet = segment.packet
@@ -131,7 +135,7 @@ extension UnsafeMutablePointer where Pointee == Instance {
     }
 
     /// Socket and control block of a connection that was opened passively, not in the connection table yet.
-    private func makeChild(_ entry: EmbryonicPointer, _ segment: Segment, _ network: Network) -> ConnectionPointer? {
+    func makeChild(_ entry: EmbryonicPointer, _ segment: Segment, _ network: Network) -> ConnectionPointer? {
         guard let socket = sockets.pointee.new_connection(socketLayer, entry.pointee.head) else { return nil }
         guard let connection = makeConnection(socket) else {
             count(.noMemory)
@@ -282,7 +286,7 @@ extension Embryonic {
             conn: alps_conn(), head: listener.pointee.socket, listener: listener, next: nil, previous: nil,
             irs: SequenceNumber(0), iss: SequenceNumber(0), tsRecent: 0, timestampOffset: 0, peerMSS: 0,
             advertisedMSS: 0, window: 0, sndScale: 0, rcvScale: 0, hasScaling: false, hasTimestamps: false,
-            isSackPermitted: false, hasECN: false, retransmits: 0, advertisedWindow: 0, sentAt: 0, challengeStart: 0, challenges: 0,
+            isSackPermitted: false, hasECN: false, givesCookie: false, retransmits: 0, advertisedWindow: 0, sentAt: 0, challengeStart: 0, challenges: 0,
             callout: alps_callout())
     }
 }

@@ -21,6 +21,10 @@ struct Options {
     /// SACK blocks, and where the first is, from the start of the options.
     var sackCount: UInt8 = 0
     var sackOffset: UInt8 = 0
+    /// TCP Fast Open; of length 0 a cookie is asked for.
+    var hasFastOpen = false
+    var cookieLength: UInt8 = 0
+    var cookieOffset: UInt8 = 0
     var mss: UInt16 = 0
     var timestamp: UInt32 = 0
     var echo: UInt32 = 0
@@ -68,6 +72,10 @@ struct Options {
             case Options.sackKind where !isSyn && length >= 10 && (length - 2) % 8 == 0:
                 sackCount = UInt8(truncatingIfNeeded: (length - 2) / 8)
                 sackOffset = UInt8(truncatingIfNeeded: at + 2)
+            case Options.fastOpenKind where isSyn && (length == 2 || (length >= 6 && length <= 18 && length % 2 == 0)):
+                hasFastOpen = true
+                cookieLength = UInt8(truncatingIfNeeded: length - 2)
+                cookieOffset = UInt8(truncatingIfNeeded: at + 2)
             default:
                 break
             }
@@ -86,6 +94,8 @@ struct SynOptions {
     var sackPermitted: Bool
     /// Linux's order, else BSD's.
     var isScaleLast: Bool
+    /// TCP Fast Open; nil: nothing of it.
+    var cookie: FastOpenCookie?
 
     /// Writes the options, padded to words, at `place`, which has room for 40 bytes. Returns their length.
     func write(_ place: UnsafeMutablePointer<UInt8>) -> UInt32 {
@@ -113,7 +123,25 @@ struct SynOptions {
             at += 4
         }
         if isScaleLast { at += writeScale(place + at) }
+        if let cookie { at += write(cookie, place + at) }
         return UInt32(at)
+    }
+
+    private func write(_ cookie: FastOpenCookie, _ place: UnsafeMutablePointer<UInt8>) -> Int {
+        let length = Int(cookie.length)
+        place[0] = Options.fastOpenKind
+        place[1] = UInt8(truncatingIfNeeded: 2 + length)
+        var at = 0
+        while at < length {
+            place[2 + at] = cookie.bytes[at]
+            at += 1
+        }
+        at = 2 + length
+        while at % 4 != 0 {
+            place[at] = 1
+            at += 1
+        }
+        return at
     }
 
     private func writeScale(_ place: UnsafeMutablePointer<UInt8>) -> Int {

@@ -30,7 +30,9 @@ extension UnsafeMutablePointer where Pointee == Connection {
     /// Sends what may be sent now: data, FIN, an acknowledgment that is due. `force`: do not wait for more data or a
     /// larger window.
     func output(force: Bool = false) {
-        guard pointee.state.isSynchronized, let network = instance.network else { return }
+        guard pointee.state.isSynchronized || (pointee.state == .synReceived && has(.fastOpened)),
+            let network = instance.network
+        else { return }
         prepareToSend()
         var list = PacketList()
         var hasSent = false

@@ -65,6 +65,7 @@ private func destroy(_ context: UnsafeMutableRawPointer) {
     instance.dropAllEmbryonics()
     instance.dropAllTimeWaits()
     instance.freeRanges()
+    instance.freeFastOpenCache()
     let services = instance.services
     services.freeArray(instance.pointee.settings, Setting.count)
     services.freeArray(instance.pointee.counters, Counter.count)
@@ -78,6 +79,7 @@ private func start(_ context: UnsafeMutableRawPointer) -> Int32 {
     instance.pointee.sequenceKey = SecretKey(k0: instance.services.random, k1: instance.services.random)
     instance.pointee.timestampKey = SecretKey(k0: instance.services.random, k1: instance.services.random)
     instance.pointee.cookieKey = SecretKey(k0: instance.services.random, k1: instance.services.random)
+    instance.pointee.fastOpenKey = SecretKey(k0: instance.services.random, k1: instance.services.random)
     return Registration.register(instance)
 }
 

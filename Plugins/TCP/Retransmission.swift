@@ -8,8 +8,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
 
     func retransmissionTimedOut() {
         let instance = instance
+        if !has(.synAcked), pointee.state != .closed, pointee.state != .listen { return synTimedOut() }
         switch pointee.state {
-        case .synSent, .synReceived: return synTimedOut()
         case .closed, .listen, .timeWait: return
         default: break
         }
@@ -64,7 +64,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         if pointee.backoff > 3, pointee.softError != 0 { isOver = true }
         if isOver {
             instance.count(.timeoutDropped)
-            if pointee.state == .synReceived { sendReset() }
+            if pointee.state != .synSent { sendReset() }
             return close(pointee.softError != 0 ? pointee.softError : ALPS_ETIMEDOUT)
         }
         set(.synLost)

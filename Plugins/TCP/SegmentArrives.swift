@@ -46,7 +46,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         }
         instance.count(.drops)
         switch pointee.state {
-        case .synReceived: close(ALPS_ECONNREFUSED)
+        case .synReceived where !has(.fastOpened): close(ALPS_ECONNREFUSED)
         case .closing, .lastAck, .timeWait: close(0)
         default: close(ALPS_ECONNRESET)
         }
@@ -102,7 +102,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
 
     @inline(never)
     private func checkUnexpectedSyn(_ segment: inout Segment) -> Bool {
-        if pointee.state == .synReceived, segment.sequence == pointee.irs {
+        if !has(.synAcked), segment.sequence == pointee.irs {
             // RFC 9293, figure 8: the other half of a simultaneous open, SYN again, now with an ACK of ours.
             guard segment.has(Flag.ack) else {
                 sendSyn()

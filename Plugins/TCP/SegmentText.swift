@@ -8,6 +8,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
     private var acceptsText: Bool {
         switch pointee.state {
         case .established, .finWait1, .finWait2: return true
+        case .synReceived: return has(.fastOpened)
         default: return false
         }
     }

@@ -20,7 +20,9 @@ private enum Option {
     static var quickAck: Int32 { 12 }
     static var congestion: Int32 { 13 }
     static var userTimeout: Int32 { 18 }
+    static var fastOpen: Int32 { 23 }
     static var notSentLowWater: Int32 { 25 }
+    static var fastOpenConnect: Int32 { 30 }
 }
 
 private var second: UInt64 { UInt64(ALPS_NSEC_PER_SEC) }
@@ -105,6 +107,12 @@ extension UnsafeMutablePointer where Pointee == Connection {
             pointee.userTimeout = positive * UInt64(ALPS_NSEC_PER_MSEC)
         case Option.notSentLowWater:
             pointee.notSentLowWater = UInt32(positive)
+        case Option.fastOpen:
+            guard pointee.state == .closed || pointee.state == .listen, number >= 0 else { return ALPS_EINVAL }
+            pointee.fastOpenBacklog = UInt32(positive)
+        case Option.fastOpenConnect:
+            guard pointee.state == .closed, number >= 0, number <= 1 else { return ALPS_EINVAL }
+            set(.fastOpenConnect, number != 0)
         default:
             return ALPS_ENOPROTOOPT
         }
@@ -144,6 +152,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
         case Option.userTimeout:
             number = Int32(truncatingIfNeeded: pointee.userTimeout / UInt64(ALPS_NSEC_PER_MSEC))
         case Option.notSentLowWater: number = Int32(truncatingIfNeeded: pointee.notSentLowWater)
+        case Option.fastOpen: number = Int32(truncatingIfNeeded: pointee.fastOpenBacklog)
+        case Option.fastOpenConnect: number = has(.fastOpenConnect) ? 1 : 0
         default:
             return ALPS_ENOPROTOOPT
         }

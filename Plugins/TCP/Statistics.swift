@@ -100,8 +100,12 @@ enum Counter: Int {
     case congestionReports
     case receiveBuffersGrown
     case sendBuffersGrown
+    case fastOpens
+    case fastOpensAccepted
+    case fastOpenBadCookies
+    case fastOpenOverflows
 
-    static var count: Int { 97 }
+    static var count: Int { 101 }
 }
 
 extension UnsafeMutablePointer where Pointee == Instance {
@@ -212,6 +216,10 @@ extension UnsafeMutablePointer where Pointee == Instance {
         add(.congestionReports, "ecn_ece", "acks that reported a congestion mark")
         add(.receiveBuffersGrown, "rcvbuf_grown", "receive buffers grown")
         add(.sendBuffersGrown, "sndbuf_grown", "send buffers grown")
+        add(.fastOpens, "tfo_client", "connections whose SYN's data were acknowledged (Fast Open)")
+        add(.fastOpensAccepted, "tfo_server", "connections accepted with the data of their SYN (Fast Open)")
+        add(.fastOpenBadCookies, "tfo_badcookie", "SYNs with a cookie that is not ours (Fast Open)")
+        add(.fastOpenOverflows, "tfo_overflow", "fast opens that found the listener's limit reached")
         let cell = services.counterCell
         return cell.ops(alps_counter_ops.self).pointee.add(cell.instance, list, UInt32(Counter.count))
     }

@@ -51,8 +51,12 @@ extension UnsafeMutablePointer where Pointee == Connection {
             armRetransmit()
             return
         }
-        takeSynAck(segment.acknowledgment, echo: segment.options.hasTimestamp ? segment.options.echo : nil)
+        if segment.options.hasFastOpen, segment.options.cookieLength >= 4 {
+            instance.remember(instance.cookie(segment), of: pointee.conn.remote, mss: pointee.peerMSS)
+        }
+        takeSynAck(pointee.iss + 1, echo: segment.options.hasTimestamp ? segment.options.echo : nil)
         established()
+        concludeSynData(segment)
         set(.ackNow)
         if segment.has(Flag.urg) { processUrgent(&segment) }
         if segment.length > 0 || segment.has(Flag.fin) {
@@ -112,10 +116,11 @@ extension UnsafeMutablePointer where Pointee == Connection {
         let instance = instance
         enter(.established)
         instance.count(.connected)
-        beginRecovery()
+        if !has(.fastOpened) { beginRecovery() } else { pointee.recovery = LossRecovery.none(at: pointee.iss + 1) }
         pointee.congestion.begin(
             mss: pointee.mss, initialSegments: UInt32(truncatingIfNeeded: instance.setting(.initialWindow)),
             isSynLost: has(.synLost))
+        if has(.finQueued) { enter(.finWait1) }
         armKeep()
         instance.sockets.pointee.is_connected(instance.socketLayer, socket)
     }

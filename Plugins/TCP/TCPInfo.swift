@@ -67,8 +67,10 @@ extension UnsafeMutablePointer where Pointee == Connection {
         put8(2, UInt8(clamping: pointee.backoff))
         put8(3, UInt8(clamping: pointee.keepProbes))
         put8(4, UInt8(clamping: pointee.backoff))
-        // TCPI_OPT_TIMESTAMPS, TCPI_OPT_SACK, TCPI_OPT_WSCALE, TCPI_OPT_ECN, TCPI_OPT_ECN_SEEN.
+        // TCPI_OPT_TIMESTAMPS, TCPI_OPT_SACK, TCPI_OPT_WSCALE, TCPI_OPT_ECN, TCPI_OPT_ECN_SEEN,
+        // TCPI_OPT_SYN_DATA.
         var options: UInt8 = (has(.timestamps) ? 1 : 0) | (has(.sackPermitted) ? 2 : 0) | (has(.windowScaling) ? 4 : 0)
+        options |= has(.fastOpened) && has(.synAcked) ? 32 : 0
         options |= (has(.ecn) ? 8 : 0) | (pointee.totals.markedSegmentsIn > 0 ? 16 : 0)
         put8(5, options)
         put8(6, pointee.sndScale & 15 | pointee.rcvScale << 4)

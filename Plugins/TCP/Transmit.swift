@@ -141,9 +141,10 @@ extension UnsafeMutablePointer where Pointee == Connection {
     func sendSyn() {
         let instance = instance
         guard let network = instance.network else { return }
-        let isAnswer = pointee.state == .synReceived
+        let isAnswer = pointee.state != .synSent
         // RFC 3168, 6.1.1.1: a SYN that got no answer goes again without, for the sake of old firewalls.
-        let asksForECN = !isAnswer && instance.asksForECN && pointee.sndMax == pointee.iss
+        let isFirst = pointee.sndMax == pointee.iss
+        let asksForECN = !isAnswer && instance.asksForECN && isFirst
         let timestamps = isAnswer ? has(.timestamps) : instance.offersTimestamps
         let scaling = isAnswer ? has(.windowScaling) : instance.offersWindowScaling
         let options = SynOptions(
@@ -152,7 +153,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
             timestamp: timestamps
                 ? (instance.timestampClock &+ pointee.timestampOffset, isAnswer ? pointee.tsRecent : 0) : nil,
             sackPermitted: isAnswer ? has(.sackPermitted) : instance.isOn(.sack),
-            isScaleLast: instance.setting(.optionOrder) == 0)
+            isScaleLast: instance.setting(.optionOrder) == 0, cookie: isAnswer || !isFirst ? nil : cookieToSend)
+        let data = isAnswer || !isFirst ? nil : takeSynData()
         let space = instance.sockets.pointee.receive_space(instance.socketLayer, socket)
         let window = min(space, 65535)
         if isAnswer {
@@ -165,11 +167,19 @@ extension UnsafeMutablePointer where Pointee == Connection {
         instance.emit(
             network, netpcb, conn: &pointee.conn, sequence: pointee.iss,
             acknowledgment: isAnswer ? pointee.rcvNxt : SequenceNumber(0),
-            flags: isAnswer ? Flag.syn | Flag.ack : asksForECN ? Flag.syn | Flag.ece | Flag.cwr : Flag.syn, window: UInt16(truncatingIfNeeded: window),
-            options: options)
+            flags: isAnswer
+                ? has(.ecn) ? Flag.syn | Flag.ack | Flag.ece : Flag.syn | Flag.ack
+                : asksForECN ? Flag.syn | Flag.ece | Flag.cwr : Flag.syn,
+            window: UInt16(truncatingIfNeeded: window), options: options, data: data?.mbuf,
+            dataLength: data?.range.pointee.length ?? 0)
         let now = instance.now
-        if pointee.sndMax == pointee.iss {
+        if isFirst {
             pointee.sndNxt = pointee.iss + 1
+            if let range = data?.range {
+                pointee.sendMap.link(range, after: nil)
+                pointee.sendMap.transmitted(range, at: now)
+                pointee.sndNxt = range.pointee.end
+            }
             pointee.sndMax = pointee.sndNxt
             pointee.waitingSince = now
             set(.timing)
@@ -180,6 +190,23 @@ extension UnsafeMutablePointer where Pointee == Connection {
         }
         pointee.lastSent = now
         pointee.totals.segmentsOut &+= 1
+    }
+
+    /// What goes with a first SYN. Nil: nothing.
+    private func takeSynData() -> (range: RangePointer, mbuf: Mbuf)? {
+        let length = synDataLength
+        guard length > 0, let range = instance.allocateRange() else { return nil }
+        guard
+            let mbuf = instance.sockets.pointee.send_data(
+                instance.socketLayer, socket, socket.pointee.snd.head, length)
+        else {
+            instance.free(range)
+            return nil
+        }
+        range.pointee.start = pointee.iss + 1
+        range.pointee.end = pointee.iss + 1 + length
+        pointee.totals.bytesSent &+= UInt64(length)
+        return (range, mbuf)
     }
 
     /// RFC 9293, 3.5.2: the reset of an abort.
@@ -244,7 +271,7 @@ extension UnsafeMutablePointer where Pointee == Instance {
     func emit(
         _ network: Network, _ netpcb: UnsafeMutablePointer<alps_netpcb>, conn: UnsafePointer<alps_conn>,
         sequence: SequenceNumber, acknowledgment: SequenceNumber, flags: UInt8, window: UInt16, options: SynOptions?,
-        isCapable: Bool = false
+        isCapable: Bool = false, data: Mbuf? = nil, dataLength: UInt32 = 0
     ) {
         let cell = services.mbufCell
         guard
@@ -258,24 +285,31 @@ extension UnsafeMutablePointer where Pointee == Instance {
         if isCapable { packet.pointee.pkt.flags |= UInt16(ALPS_PKT_ECT) }
         var length = Header.length
         if let options { length &+= options.write(header + Int(Header.length)) }
+        if let data {
+            packet.pointee.next = data
+            packet.pointee.pkt.truesize &+= dataLength
+            count(.sentBytes, dataLength)
+        }
         finish(
             network, netpcb, packet, source: conn.pointee.local_port, destination: conn.pointee.remote_port,
-            sequence: sequence, acknowledgment: acknowledgment, length: length, flags: flags, window: window)
+            sequence: sequence, acknowledgment: acknowledgment, length: length, flags: flags, window: window,
+            dataLength: dataLength)
     }
 
     fileprivate func finish(
         _ network: Network, _ netpcb: UnsafeMutablePointer<alps_netpcb>, _ packet: Mbuf, source: UInt16,
         destination: UInt16, sequence: SequenceNumber, acknowledgment: SequenceNumber, length: UInt32, flags: UInt8,
-        window: UInt16
+        window: UInt16, dataLength: UInt32 = 0
     ) {
         let pseudo = network.ops.pointee.pseudo_sum(
-            network.instance, &netpcb.pointee.local, &netpcb.pointee.remote, Registration.protocol, length)
+            network.instance, &netpcb.pointee.local, &netpcb.pointee.remote, Registration.protocol,
+            length &+ dataLength)
         writeHeader(
             packet.pointee.data, source: source, destination: destination, sequence: sequence,
             acknowledgment: acknowledgment, length: length, flags: flags, window: window,
             checksum: UInt16(truncatingIfNeeded: pseudo), urgent: 0)
         packet.pointee.length = length
-        packet.pointee.pkt.length = length
+        packet.pointee.pkt.length = length &+ dataLength
         packet.pointee.pkt.csum = UInt8(ALPS_CSUM_PARTIAL)
         packet.pointee.pkt.csum_start = 0
         packet.pointee.pkt.csum_offset = UInt16(Header.checksum)

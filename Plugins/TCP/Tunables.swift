@@ -50,8 +50,10 @@ enum Setting: Int {
     case tunesReceiveBuffer
     case tunesSendBuffer
     case maximumSendBuffer
+    case fastOpenClient
+    case fastOpenServer
 
-    static var count: Int { 47 }
+    static var count: Int { 49 }
 }
 
 extension UnsafeMutablePointer where Pointee == Instance {
@@ -214,6 +216,12 @@ extension UnsafeMutablePointer where Pointee == Instance {
         add(
             .maximumSendBuffer, "net.inet.tcp.sendbuf_max", ALPS_TUNABLE_BYTES, 4 << 20, 65535...(1 << 30),
             "Largest send buffer that sendbuf_auto makes, in bytes")
+        add(
+            .fastOpenClient, "net.inet.tcp.fastopen.client_enable", ALPS_TUNABLE_BOOL, 1, 0...1,
+            "TCP Fast Open for programs that connect with it (RFC 7413)")
+        add(
+            .fastOpenServer, "net.inet.tcp.fastopen.server_enable", ALPS_TUNABLE_BOOL, 1, 0...1,
+            "TCP Fast Open for listeners that have it switched on (RFC 7413)")
         let cell = services.tunableCell
         return cell.ops(alps_tunable_ops.self).pointee.add(cell.instance, list, UInt32(Setting.count))
     }

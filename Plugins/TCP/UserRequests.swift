@@ -158,6 +158,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         pointee.rcvScale = instance.offersWindowScaling ? instance.windowScale(socket.pointee.rcv.limit) : 0
         enter(.synSent)
         instance.count(.connectAttempts)
+        if defersSyn() { return }
         instance.sockets.pointee.is_connecting(instance.socketLayer, socket)
         sendSyn()
         armRetransmit()
@@ -168,6 +169,10 @@ extension UnsafeMutablePointer where Pointee == Connection {
         switch pointee.state {
         case .synReceived, .established: enter(.finWait1)
         case .closeWait: enter(.lastAck)
+        case .synSent where has(.fastOpened):
+            // What went with the SYN may have to go again; the FIN follows it.
+            set(.finQueued)
+            return
         default: return
         }
         set(.finQueued)
@@ -179,7 +184,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
 func tcpShutdown(_ context: UnsafeMutableRawPointer, _ socket: Socket, _ how: Int32) -> Int32 {
     guard let connection = socket.connection else { return ALPS_EINVAL }
     switch connection.pointee.state {
-    case .closed, .listen, .synSent: return ALPS_ENOTCONN
+    case .closed, .listen: return ALPS_ENOTCONN
+    case .synSent where !connection.has(.fastOpened): return ALPS_ENOTCONN
     default: break
     }
     // Reading is the socket layer's: TCP has no way to tell the peer.
@@ -196,7 +202,7 @@ func tcpClose(_ context: UnsafeMutableRawPointer, _ socket: Socket) -> Int32 {
     switch connection.pointee.state {
     case .closed, .listen, .timeWait:
         connection.release()
-    case .synSent:
+    case .synSent where !connection.has(.fastOpened):
         instance.count(.connectionsDropped)
         connection.release()
     default:
@@ -281,7 +287,11 @@ func tcpSent(_ context: UnsafeMutableRawPointer, _ socket: Socket, _ flags: UInt
         connection.pointee.sndUp = connection.sendSequence(socket.pointee.snd.tail)
     }
     connection.set(.moreToCome, flags & ALPS_SENT_MORE != 0)
-    connection.output()
+    if connection.has(.synDeferred) {
+        connection.sendDeferredSyn()
+    } else {
+        connection.output()
+    }
     return 0
 }
 

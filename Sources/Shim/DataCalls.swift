@@ -371,7 +371,9 @@ public func shimSendto(
         return real.sendto.unsafelyUnwrapped(descriptor, buffer, count, flags, address, length)
     case .freshStream:
         if flags & fastOpen != 0, address != nil {
-            // Without a cookie of the peer's, Linux connects first too (RFC 7413, 4.1.3).
+            // With a cookie of the peer's connect only notes the address, and what is sent goes with the SYN.
+            var on: Int32 = 1
+            _ = shimSetsockopt(descriptor, 6, 30, &on, 4)  // TCP_FASTOPEN_CONNECT
             guard shimConnect(descriptor, address, length) == 0 else { return -1 }
         } else {
             guard becameConnected(descriptor) else { return brokenPipe(flags) }

@@ -218,7 +218,11 @@ extension SystemCalls {
         switch descriptor.kind {
         case .socket(let socket, let flow):
             guard !transfer.isNull || transfer.count == 0 else { return .error(14) }
-            guard transfer.flags & Message.fastOpen == 0 else { return .error(95) }
+            if transfer.flags & Message.fastOpen != 0, socket.isStream, !socket.isConnected {
+                let status = socket.isConnecting ? 115 : openFast(socket, flow, transfer.address)
+                if status == 115, !descriptor.isNonBlocking { return .blocks }
+                if status != 0 { return .error(status) }
+            }
             guard socket.isStream else { return sendDatagram(socket, flow, transfer) }
             let waits = !descriptor.isNonBlocking && transfer.flags & Message.dontWait == 0
             return writeStream(socket, transfer, waits, &written)
@@ -227,6 +231,20 @@ extension SystemCalls {
             return .value(Int64(transfer.count))
         default: return .error(9)
         }
+    }
+
+    /// MSG_FASTOPEN: connect that may wait for the data.
+    private func openFast(_ socket: Socket, _ flow: ScriptFlow, _ address: CallAddress) -> Int32 {
+        var wanted = LivePacket.Endpoint(address: options.remoteAddress, port: options.connectPort)
+        switch address {
+        case .default: break
+        case .none: return 89
+        case .given(let given): wanted = given.endpoint
+        }
+        _ = socket.setOption(level: 6, name: 30, [1, 0, 0, 0])
+        let status = socket.connect(alps_sockaddr(wanted))
+        if status == 115 || status == 0 { begin(flow, socket, to: wanted) }
+        return status
     }
 
     private func writeStream(

@@ -215,18 +215,23 @@ final class SystemCalls {
             if family == 0 {
                 flow.state = .new
                 flow.remote = LivePacket.Endpoint(address: 0, port: 0)
-            } else if !hasBegun, status == 115 || status == 0 && !socket.isStream {
-                flow.state = .connecting
-                flow.forgetNumbers()
-                flow.remote = wanted
-                flow.local = socket.localAddress.endpoint
-                if flow.local.address == 0 { flow.local.address = options.localAddress }
-                self.flow = flow
+            } else if !hasBegun, status == 115 || status == 0 {
+                begin(flow, socket, to: wanted)
             }
             hasBegun = true
             if status == 115, !descriptor.isNonBlocking { return .blocks }
             return SystemCall.status(status)
         }
+    }
+
+    /// A flow whose first packet is ours.
+    func begin(_ flow: ScriptFlow, _ socket: Socket, to remote: LivePacket.Endpoint) {
+        flow.state = .connecting
+        flow.forgetNumbers()
+        flow.remote = remote
+        flow.local = socket.localAddress.endpoint
+        if flow.local.address == 0 { flow.local.address = options.localAddress }
+        self.flow = flow
     }
 
     private func shutdown(_ arguments: CallArguments) throws -> SystemCall {

@@ -259,7 +259,7 @@ extension SocketOption {
         refused(
             .tcp, 22, "TCP_REPAIR_OPTIONS", .bytes(0), on: .stream, EINVAL, readError: ENOPROTOOPT,
             "connections are not saved and restored"),
-        refused(.tcp, 23, "TCP_FASTOPEN", .integer(natural), on: .stream, ENOPROTOOPT, "RFC 7413 is not there"),
+        acts(.tcp, 23, "TCP_FASTOPEN", .integer(natural), on: .stream),
         refused(
             .tcp, 24, "TCP_TIMESTAMP", .integer(anything), on: .stream, EPERM, initial: Int32.min, tells: zeros(4),
             "connections are not saved and restored"),
@@ -270,11 +270,11 @@ extension SocketOption {
         refused(
             .tcp, 29, "TCP_REPAIR_WINDOW", .integer(anything), on: .stream, EPERM, initial: Int32.min, readError: EINVAL,
             "connections are not saved and restored"),
-        refused(.tcp, 30, "TCP_FASTOPEN_CONNECT", .integer(bit), on: .stream, EOPNOTSUPP, "RFC 7413 is not there"),
+        acts(.tcp, 30, "TCP_FASTOPEN_CONNECT", .integer(bit), on: .stream),
         refused(.tcp, 31, "TCP_ULP", .bytes(1), on: .stream, ENOENT, "there is no TLS in the stack"),
         refused(.tcp, 32, "TCP_MD5SIG_EXT", .bytes(216), on: .stream, ENOPROTOOPT, readError: ENOPROTOOPT, "RFC 2385 is not there"),
-        refused(.tcp, 33, "TCP_FASTOPEN_KEY", .bytes(16), on: .stream, ENOPROTOOPT, "RFC 7413 is not there"),
-        refused(.tcp, 34, "TCP_FASTOPEN_NO_COOKIE", .integer(bit), on: .stream, ENOPROTOOPT, "RFC 7413 is not there"),
+        refused(.tcp, 33, "TCP_FASTOPEN_KEY", .bytes(16), on: .stream, ENOPROTOOPT, "keys are the host's own"),
+        refused(.tcp, 34, "TCP_FASTOPEN_NO_COOKIE", .integer(bit), on: .stream, ENOPROTOOPT, "cookies are always asked for"),
         told(.tcp, 35, "TCP_ZEROCOPY_RECEIVE", .bytes(0), on: .stream, readError: EINVAL),
         refused(.tcp, 36, "TCP_INQ", .integer(bit), on: .stream, ENOPROTOOPT, "FIONREAD tells it"),
         refused(.tcp, 37, "TCP_TX_DELAY", .integer(natural), on: .stream, ENOPROTOOPT, "nothing is delayed"),

@@ -1,0 +1,235 @@
+import PluginAPI
+import PluginKit
+
+/// A cookie of TCP Fast Open (RFC 7413, 2): what a server gave a client to show next time. 4 to 16 bytes; of length 0 it
+/// is the request for one.
+struct FastOpenCookie {
+    var length: UInt8
+    var bytes: [16 of UInt8]
+
+    static var request: FastOpenCookie { FastOpenCookie(length: 0, bytes: [16 of UInt8](repeating: 0)) }
+}
+
+/// A server's cookie and segment size, as a client remembers them (RFC 7413, 4.1.3).
+struct FastOpenEntry {
+    var address: alps_addr
+    var cookie: FastOpenCookie
+    var mss: UInt32
+}
+
+/// The client's memory: one place for an address, chosen by a keyed hash; the newer wins.
+enum FastOpenCache {
+    static var places: Int { 256 }
+}
+
+extension Options {
+    static var fastOpenKind: UInt8 { 34 }
+}
+
+// MARK: Client
+
+extension UnsafeMutablePointer where Pointee == Instance {
+    private func place(_ address: alps_addr) -> Int {
+        var hash = SipHash(pointee.fastOpenKey)
+        hash.add(address)
+        return Int(truncatingIfNeeded: hash.finish() & UInt64(FastOpenCache.places - 1))
+    }
+
+    func fastOpenEntry(_ address: alps_addr) -> UnsafeMutablePointer<FastOpenEntry>? {
+        guard let cache = pointee.fastOpenCache else { return nil }
+        let entry = cache + place(address)
+        guard entry.pointee.cookie.length != 0, entry.pointee.address == address else { return nil }
+        return entry
+    }
+
+    func remember(_ cookie: FastOpenCookie, of address: alps_addr, mss: UInt32) {
+        if pointee.fastOpenCache == nil {
+            pointee.fastOpenCache = services.allocateArray(FastOpenEntry.self, FastOpenCache.places)
+        }
+        guard let cache = pointee.fastOpenCache else { return }
+        cache[place(address)] = FastOpenEntry(address: address, cookie: cookie, mss: mss)
+    }
+
+    func freeFastOpenCache() {
+        if let cache = pointee.fastOpenCache { services.freeArray(cache, FastOpenCache.places) }
+        pointee.fastOpenCache = nil
+    }
+
+    /// The cookie in a header.
+    func cookie(_ segment: Segment) -> FastOpenCookie {
+        var cookie = FastOpenCookie.request
+        cookie.length = segment.options.cookieLength
+        let bytes = UnsafePointer(segment.packet.pointee.data) + Int(Header.length) + Int(segment.options.cookieOffset)
+        var at = 0
+        while at < Int(cookie.length) {
+            cookie.bytes[at] = bytes[at]
+            at += 1
+        }
+        return cookie
+    }
+}
+
+extension UnsafeMutablePointer where Pointee == Connection {
+    /// TCP_FASTOPEN_CONNECT with a cookie at hand: connect is done before anything is sent, and the SYN goes with the
+    /// first data. False: an ordinary open.
+    func defersSyn() -> Bool {
+        guard has(.fastOpenConnect), instance.isOn(.fastOpenClient), instance.fastOpenEntry(pointee.conn.remote) != nil
+        else { return false }
+        set(.synDeferred)
+        instance.sockets.pointee.is_connected(instance.socketLayer, socket)
+        return true
+    }
+
+    /// The application has written: now the SYN goes.
+    func sendDeferredSyn() {
+        clear(.synDeferred)
+        set(.fastOpened)
+        sendSyn()
+        armRetransmit()
+    }
+
+    /// The cookie of a SYN that is sent for the first time; nil: none.
+    var cookieToSend: FastOpenCookie? {
+        guard has(.fastOpenConnect), instance.isOn(.fastOpenClient) else { return nil }
+        guard has(.fastOpened), let entry = instance.fastOpenEntry(pointee.conn.remote) else { return .request }
+        return entry.pointee.cookie
+    }
+
+    /// How much of what is written a first SYN takes: a segment as the server took them last time, less the options.
+    var synDataLength: UInt32 {
+        guard has(.fastOpened), let entry = instance.fastOpenEntry(pointee.conn.remote) else { return 0 }
+        let room = min(entry.pointee.mss, pointee.advertisedMSS)
+        let waiting = socket.pointee.snd.tail &- socket.pointee.snd.head
+        return UInt32(truncatingIfNeeded: min(UInt64(room > 40 ? room - 40 : 0), waiting))
+    }
+
+    /// The SYN, ACK of a connection whose SYN had data: what it did not take goes again at once (RFC 7413, 4.1.3).
+    func concludeSynData(_ segment: Segment) {
+        guard pointee.sndNxt > pointee.sndUna else { return }
+        if segment.acknowledgment > pointee.sndUna {
+            acknowledgeSynData(segment)
+            instance.count(.fastOpens)
+        } else {
+            loseAll()
+        }
+        restartLossTimer()
+    }
+}
+
+// MARK: Server
+
+extension UnsafeMutablePointer where Pointee == Instance {
+    /// RFC 7413, 4.1.2: only we can make it, for one client. Addresses of four bytes are hashed as one word.
+    func makeCookie(_ conn: UnsafePointer<alps_conn>) -> FastOpenCookie {
+        var hash = SipHash(pointee.fastOpenKey)
+        let remote = conn.pointee.remote.halves
+        let local = conn.pointee.local.halves
+        hash.add(remote.0)
+        hash.add(remote.1)
+        hash.add(local.0)
+        hash.add(local.1)
+        var value = hash.finish()
+        var cookie = FastOpenCookie.request
+        cookie.length = 8
+        var at = 0
+        while at < 8 {
+            cookie.bytes[at] = UInt8(truncatingIfNeeded: value)
+            value >>= 8
+            at += 1
+        }
+        return cookie
+    }
+
+    /// A SYN to a listener with TCP_FASTOPEN. True: it had our cookie, and the connection is there already.
+    /// `gives`: it wants, or needs, a cookie.
+    func openFast(
+        _ listener: ConnectionPointer, _ segment: inout Segment, _ network: Network, gives: inout Bool
+    ) -> Bool {
+        guard listener.pointee.fastOpenBacklog > 0, isOn(.fastOpenServer), segment.options.hasFastOpen else {
+            return false
+        }
+        gives = true
+        guard segment.options.cookieLength == 8 else { return false }
+        var entry = Embryonic.empty(listener)
+        return withUnsafeMutablePointer(to: &entry) { entry in
+            fill(entry, listener, segment, network)
+            let given = cookie(segment)
+            let right = makeCookie(&entry.pointee.conn)
+            var at = 0
+            var difference: UInt8 = 0
+            while at < 8 {
+                difference |= given.bytes[at] ^ right.bytes[at]
+                at += 1
+            }
+            guard difference == 0 else {
+                count(.fastOpenBadCookies)
+                return false
+            }
+            gives = false
+            // Section 5.1: a bound on connections that nobody has confirmed.
+            guard listener.pointee.fastOpenPending < listener.pointee.fastOpenBacklog else {
+                count(.fastOpenOverflows)
+                return false
+            }
+            guard let connection = makeChild(entry, segment, network) else { return false }
+            guard connection.insert() == 0 else {
+                connection.release()
+                return false
+            }
+            connection.beginFast(listener, &segment)
+            return true
+        }
+    }
+}
+
+extension UnsafeMutablePointer where Pointee == Connection {
+    /// In SYN-RECEIVED, with a socket that can be accepted and what the SYN brought (RFC 7413, 4.2).
+    func beginFast(_ listener: ConnectionPointer, _ segment: inout Segment) {
+        let instance = instance
+        instance.count(.fastOpensAccepted)
+        instance.count(.accepted)
+        clear(.synAcked)
+        pointee.sndUna = pointee.iss
+        pointee.sndNxt = pointee.iss
+        pointee.sndMax = pointee.iss
+        pointee.sndSmall = pointee.iss
+        pointee.sndWnd = segment.window
+        pointee.maxSndWnd = segment.window
+        pointee.recovery = LossRecovery.none(at: pointee.iss + 1)
+        pointee.congestion.begin(
+            mss: pointee.mss, initialSegments: UInt32(truncatingIfNeeded: instance.setting(.initialWindow)),
+            isSynLost: false)
+        set(.fastOpened)
+        pointee.fastOpenListener = listener
+        listener.pointee.fastOpenPending += 1
+        enter(.synReceived)
+        instance.sockets.pointee.is_connected(instance.socketLayer, socket)
+        segment.sequence += 1
+        segment.flags &= ~(Flag.syn | Flag.fin)
+        let window = receiveWindow
+        if Int(segment.length) > window { segment.length = UInt32(truncatingIfNeeded: window) }
+        if segment.length > 0 { _ = processText(&segment) }
+        sendSyn()
+        clear([.ackNow, .ackDelayed])
+        armRetransmit()
+        touch()
+    }
+
+    /// Confirmed, or over: the listener may take another.
+    func leaveFastOpen() {
+        guard let listener = pointee.fastOpenListener else { return }
+        pointee.fastOpenListener = nil
+        listener.pointee.fastOpenPending -= 1
+    }
+
+    /// A listener goes: those it has made do not know it any more.
+    func forgetFastOpens() {
+        guard pointee.fastOpenPending > 0 else { return }
+        var next = instance.pointee.connections
+        while let connection = next {
+            next = connection.pointee.next
+            if connection.pointee.fastOpenListener == self { connection.pointee.fastOpenListener = nil }
+        }
+        pointee.fastOpenPending = 0
+    }
+}

@@ -8,6 +8,8 @@ struct Congestion {
     /// Slow-start threshold.
     var ssthresh: UInt32
     var algorithm: CongestionAlgorithm
+    /// How fast packets may leave, in bytes a second; 0: as they come.
+    var pacingRate: UInt64
     /// The sender stopped at `cwnd` in the round trip under way; a window that is not used is not opened further
     /// (RFC 7661, RFC 9293 by way of RFC 5681).
     var isWindowLimited: Bool

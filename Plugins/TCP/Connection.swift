@@ -145,6 +145,8 @@ struct Connection {
     var sendMap: SendMap
     var recovery: LossRecovery
     var pathProbe: PathMTUProbe
+    var validation: WindowValidation
+    var pacing: Pacing
     /// Payload of a full segment, options subtracted.
     var mss: UInt32
     /// Without options: what the peer said, what the application wants (0: nothing), what we said.

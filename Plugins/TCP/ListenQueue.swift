@@ -301,6 +301,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         pointee.keepCount = listener.pointee.keepCount
         pointee.userTimeout = listener.pointee.userTimeout
         pointee.linger2 = listener.pointee.linger2
+        pointee.pacing.limit = listener.pointee.pacing.limit
         pointee.windowClamp = listener.pointee.windowClamp
         pointee.notSentLowWater = listener.pointee.notSentLowWater
         pointee.congestion.algorithm = listener.pointee.congestion.algorithm

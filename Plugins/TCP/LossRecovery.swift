@@ -96,6 +96,9 @@ extension UnsafeMutablePointer where Pointee == Connection {
     func beginRecovery() {
         freeSendMap()
         pointee.recovery = LossRecovery.none(at: pointee.sndUna)
+        pointee.validation = WindowValidation(
+            acked: 0, since: instance.now, most: 0, mostBefore: 0, period: instance.now, hasSample: false,
+            validAt: instance.now)
         pointee.pathProbe = PathMTUProbe(limit: 0, tooBig: 0, full: pointee.pathProbe.full, size: 0, failures: 0, next: 0)
     }
 
@@ -142,6 +145,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
     @inline(__always)
     private func grow(_ summary: AcknowledgmentSummary, always: Bool) {
         guard summary.acked > 0 else { return }
+        validate(summary.acked)
         if always { pointee.congestion.isWindowLimited = true }
         pointee.congestion.acknowledged(
             AcknowledgmentSample(acked: summary.acked, mss: pointee.mss, now: instance.now, roundTrip: 0))

@@ -118,8 +118,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
             refreshMSS()
             pointee.routeGeneration = generation
         }
-        if pointee.sndMax == pointee.sndUna, instance.now &- pointee.lastSent > pointee.roundTrip.rto {
-            pointee.congestion.restartAfterIdle(
+        if pointee.sndMax == pointee.sndUna {
+            considerIdleTime(
                 initialWindow: Congestion.initialWindow(
                     mss: pointee.mss, segments: UInt32(truncatingIfNeeded: instance.setting(.initialWindow))))
         }
@@ -148,6 +148,10 @@ extension UnsafeMutablePointer where Pointee == Connection {
         if amount < rest, room <= open { pointee.congestion.isWindowLimited = true }
         amount = wholeSegments(amount, rest, force: force)
         amount = min(amount, packetLimit)
+        if amount > 0, pacingRate != 0 {
+            amount = min(amount, pacedAmount(pacingRate))
+            guard amount > 0 else { return nil }
+        }
         let sendsFin = has(.finQueued) && !has(.finAcked) && amount == rest
         guard amount > 0 || sendsFin else { return nil }
         return Plan(amount: UInt32(truncatingIfNeeded: amount), sendsFin: sendsFin, isLast: amount == rest)
@@ -230,6 +234,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
             set(.interactive)
         }
         pointee.lastSent = now
+        notePaced(plan.amount)
     }
 
     /// Data waits and no timer runs: the window is closed or too small, or the application said that more will come.

@@ -32,7 +32,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         let base = UInt32(truncatingIfNeeded: instance.setting(.baseMSS))
         let overhead = has(.timestamps) ? Options.timestampLength : 0
         let present = pointee.mss &+ overhead
-        guard present > base, first.pointee.length >= pointee.mss else { return }
+        guard present > base, first.pointee.length >= pointee.mss, pointee.sndWnd >= pointee.mss else { return }
         instance.count(.blackHoles)
         pointee.pathProbe.limit = base
         pointee.pathProbe.tooBig = present

@@ -93,6 +93,7 @@ private func callout(
     case Timer.keep: argument?.assumingMemoryBound(to: Connection.self).keepTimerFired()
     case Timer.embryonic:
         if let argument { instance.embryonicTimerFired(argument.assumingMemoryBound(to: Embryonic.self)) }
+    case Timer.pacing: argument?.assumingMemoryBound(to: Connection.self).pacingTimerFired()
     case Timer.timeWait: instance.timeWaitTimerFired()
     default: break
     }

@@ -92,9 +92,13 @@ extension UnsafeMutablePointer where Pointee == Connection {
             let open = (pointee.sndUna + pointee.sndWnd) - range.pointee.start
             guard open > 0 || isFirst else { break }
             var limit = min(UInt32(truncatingIfNeeded: max(room, 0)), UInt32(truncatingIfNeeded: packetLimit))
-            limit = min(limit, UInt32(truncatingIfNeeded: max(open, isFirst ? Int(mss) : 0)))
-            limit = limit > mss ? limit - limit % mss : min(mss, max(limit, 1))
-            if room <= 0 || pipe == 0 { limit = max(limit, isFirst || open >= Int(mss) ? mss : limit) }
+            if pipe == 0 { limit = max(limit, mss) }
+            limit = min(limit, UInt32(truncatingIfNeeded: open > 0 ? open : Int(mss)))
+            if limit > mss { limit -= limit % mss }
+            if pacingRate != 0 {
+                limit = min(limit, UInt32(truncatingIfNeeded: pacedAmount(pacingRate)))
+                guard limit > 0 else { break }
+            }
             guard gather(range, limit) else { break }
             let hasFin = range.pointee.has(.fin)
             let length = range.pointee.length - (hasFin ? 1 : 0)
@@ -127,6 +131,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
             clear(.timing)
         }
         noteRepeated(length)
+        notePaced(length)
         pointee.sendMap.resent(range, at: instance.now)
         if pointee.recovery.state == .recovery || pointee.recovery.state == .reduction {
             pointee.recovery.prrOut &+= length

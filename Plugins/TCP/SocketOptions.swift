@@ -6,6 +6,7 @@ private enum Option {
     static var level: Int32 { 6 }
     static var socketLevel: Int32 { 1 }
     static var keepAlive: Int32 { 9 }
+    static var maximumPacingRate: Int32 { 47 }
     static var noDelay: Int32 { 1 }
     static var maxSegment: Int32 { 2 }
     static var cork: Int32 { 3 }
@@ -45,6 +46,9 @@ func tcpControlOutput(
         // The socket layer's, which lets us know that idle time counts now.
         connection.restartKeep()
         return 0
+    }
+    if level == Option.socketLevel, name == Option.maximumPacingRate, set != 0 {
+        return connection.setPacingLimit(value, length.pointee)
     }
     guard level == Option.level else { return ALPS_ENOPROTOOPT }
     return set != 0
@@ -116,6 +120,16 @@ extension UnsafeMutablePointer where Pointee == Connection {
         default:
             return ALPS_ENOPROTOOPT
         }
+        return 0
+    }
+
+    /// SO_MAX_PACING_RATE: bytes a second in four or eight bytes, all ones for no limit.
+    fileprivate func setPacingLimit(_ value: UnsafeMutableRawPointer, _ length: UInt32) -> Int32 {
+        guard length >= 4 else { return ALPS_EINVAL }
+        let short = value.loadUnaligned(as: UInt32.self)
+        var rate = UInt64(short)
+        if length >= 8 { rate = value.loadUnaligned(as: UInt64.self) }
+        pointee.pacing.limit = rate == .max || (length < 8 && short == .max) ? 0 : max(rate, 1)
         return 0
     }
 

@@ -11,6 +11,7 @@ enum Timer {
     static var keep: UInt32 { 3 }
     static var embryonic: UInt32 { 4 }
     static var timeWait: UInt32 { 5 }
+    static var pacing: UInt32 { 6 }
 }
 
 extension UnsafeMutablePointer where Pointee == Connection {
@@ -23,6 +24,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
 
     func stopTimers() {
         pointee.retransmitUse = .none
+        stopPacing()
         instance.services.disarm(&pointee.retransmitCallout)
         instance.services.disarm(&pointee.delayedAckCallout)
         instance.services.disarm(&pointee.keepCallout)

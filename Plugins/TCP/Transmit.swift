@@ -52,9 +52,18 @@ extension UnsafeMutablePointer where Pointee == Connection {
         return packet
     }
 
+    /// The number of a segment without data: SND.NXT, unless the peer has shrunk its window below that. It would then
+    /// drop the segment unread, and the acknowledgment in it.
+    @inline(__always)
+    var acceptableSequence: SequenceNumber {
+        let edge = pointee.sndUna + pointee.sndWnd
+        // What the scale has rounded off is no shrinking.
+        return pointee.sndNxt - edge < 1 << Int(pointee.sndScale) ? pointee.sndNxt : edge
+    }
+
     /// An empty acknowledgment.
     func makeAck(_ network: Network, keepsWindow: Bool) -> Mbuf? {
-        guard let packet = makeSegment(network, pointee.sndNxt, 0, Flag.ack, keepsWindow: keepsWindow) else {
+        guard let packet = makeSegment(network, acceptableSequence, 0, Flag.ack, keepsWindow: keepsWindow) else {
             return nil
         }
         pointee.totals.segmentsOut &+= 1
@@ -214,8 +223,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
         guard let network = instance.network else { return }
         instance.count(.sentResets)
         instance.emit(
-            network, netpcb, conn: &pointee.conn, sequence: pointee.sndMax, acknowledgment: pointee.rcvNxt,
-            flags: Flag.rst | Flag.ack, window: 0, options: nil)
+            network, netpcb, conn: &pointee.conn, sequence: acceptableSequence == pointee.sndNxt ? pointee.sndMax : acceptableSequence,
+            acknowledgment: pointee.rcvNxt, flags: Flag.rst | Flag.ack, window: 0, options: nil)
     }
 
     // MARK: Segment size

@@ -52,8 +52,9 @@ enum Setting: Int {
     case maximumSendBuffer
     case fastOpenClient
     case fastOpenServer
+    case windowValidation
 
-    static var count: Int { 49 }
+    static var count: Int { 50 }
 }
 
 extension UnsafeMutablePointer where Pointee == Instance {
@@ -222,6 +223,9 @@ extension UnsafeMutablePointer where Pointee == Instance {
         add(
             .fastOpenServer, "net.inet.tcp.fastopen.server_enable", ALPS_TUNABLE_BOOL, 1, 0...1,
             "TCP Fast Open for listeners that have it switched on (RFC 7413)")
+        add(
+            .windowValidation, "net.inet.tcp.newcwv", ALPS_TUNABLE_BOOL, 1, 0...1,
+            "Keep a window that is not used for five minutes (RFC 7661); 0: restart after each idle time (RFC 5681)")
         let cell = services.tunableCell
         return cell.ops(alps_tunable_ops.self).pointee.add(cell.instance, list, UInt32(Setting.count))
     }

@@ -14,6 +14,7 @@ extension Socket {
     private static let memoryInformation: Int32 = 55
     private static let namespaceCookie: Int32 = 71
     private static let cork: Int32 = 1
+    private static let fastOpenQueue: Int32 = 23
     private static let protocolNumber: Int32 = 52
     private static let congestionInformation: Int32 = 26
     private static let savedSYN: Int32 = 28
@@ -93,7 +94,11 @@ extension Socket {
         guard error == 0 else { return error }
         switch option.treatment {
         case .acts: return level == SOL_SOCKET ? setSocketOption(name, value) : setLowerOption(level, name, value)
-        case .kept: storedOptions[Self.key(level, name)] = value
+        case .kept:
+            storedOptions[Self.key(level, name)] = value
+            if level == SOL_SOCKET, name == SO_MAX_PACING_RATE, isStream {
+                _ = transportControl(set: true, level, name, value, capacity: value.count)
+            }
         case .ignored, .told: break
         case .refused(let error): return option.isInitial(value) ? 0 : error
         }
@@ -101,6 +106,12 @@ extension Socket {
     }
 
     private func setLowerOption(_ level: Int32, _ name: Int32, _ value: [UInt8]) -> Int32 {
+        if level == SocketOption.Level.tcp.rawValue, name == Self.fastOpenQueue {
+            // As for listen.
+            let wanted = value.withUnsafeBytes { $0.loadUnaligned(as: Int32.self) }
+            let limit = Int32(truncatingIfNeeded: kernel.sockets.somaxconn.value)
+            return passDown(level, name, SocketOption.bytes(min(wanted, limit)))
+        }
         if level == SocketOption.Level.udp.rawValue, name == Self.cork {
             setCork(value[0] != 0)
             return 0

@@ -123,7 +123,7 @@ extension SocketOption {
         kept(.socket, 44, "SO_LOCK_FILTER", .flag, "no filter can be attached"),
         kept(.socket, 45, "SO_SELECT_ERR_QUEUE", .flag, "poll tells of errors as it does without"),
         kept(.socket, 46, "SO_BUSY_POLL", .integer(natural), "there is no queue of a device to poll"),
-        kept(.socket, 47, "SO_MAX_PACING_RATE", .long, initial: -1, "nothing is paced"),
+        kept(.socket, 47, "SO_MAX_PACING_RATE", .long, initial: -1, "streams are paced, datagrams are not"),
         told(.socket, 48, "SO_BPF_EXTENSIONS", always: [64, 0, 0, 0]),
         kept(.socket, 49, "SO_INCOMING_CPU", .integer(anything), initial: -1, "the host has one thread"),
         refused(

@@ -62,14 +62,15 @@ extension UnsafeMutablePointer where Pointee == Connection {
         return finAcknowledged()
     }
 
-    /// RFC 9293: the window of the newest segment counts, and among equals that of the newest acknowledgment.
+    /// RFC 9293: the window of the newest segment counts, and among equals that of the newest acknowledgment. Of two that
+    /// are equal in both the larger, since they may have overtaken each other; but one that closes counts.
     @inline(__always)
     private func updateSendWindow(_ segment: Segment, _ window: UInt32) {
         let isNewer =
             pointee.sndWl1 < segment.sequence
             || (pointee.sndWl1 == segment.sequence
                 && (pointee.sndWl2 < segment.acknowledgment
-                    || (pointee.sndWl2 == segment.acknowledgment && window > pointee.sndWnd)))
+                    || (pointee.sndWl2 == segment.acknowledgment && (window > pointee.sndWnd || window == 0))))
         guard isNewer else { return }
         if window > pointee.sndWnd, segment.length == 0, pointee.sndWl2 == segment.acknowledgment {
             instance.count(.receivedWindowUpdate)

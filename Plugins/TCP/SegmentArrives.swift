@@ -71,7 +71,11 @@ extension UnsafeMutablePointer where Pointee == Connection {
     private func checkOldTimestamp(_ segment: inout Segment) -> Bool {
         // Section 5.5: after 24 days the remembered value says nothing.
         let day: UInt64 = 86_400 * UInt64(ALPS_NSEC_PER_SEC)
-        if instance.now &- pointee.tsRecentTime > 24 * day { return true }
+        if instance.now &- pointee.tsRecentTime > 24 * day {
+            pointee.tsRecent = segment.options.timestamp
+            pointee.tsRecentTime = instance.now
+            return true
+        }
         instance.count(.pawsDropped)
         // The duplicate may be all the peer has to go by: answer it, but no faster than challenges go.
         if segment.length > 0 {

@@ -5,7 +5,7 @@ import xml.etree.ElementTree
 
 from conftest import ALPS, ROOT
 
-SCRIPTS = ROOT / "Tests" / "Scripts"
+SCRIPTS = ROOT / "Tests" / "Packets"
 
 
 def run(*arguments):

@@ -31,16 +31,20 @@ package final class VirtualNetwork {
         return kernel
     }
 
-    /// Joins two kernels by a link with an interface at each end. Addresses are "A/LENGTH".
+    /// Joins two kernels by a link with an interface at each end. Addresses are "A/LENGTH". `spec` is the way from `a`
+    /// to `b`, `back` the other one, by default the same; each gives its sender's interface its MTU.
     @discardableResult
     package func link(
-        _ a: Kernel, _ addressA: String, _ b: Kernel, _ addressB: String, _ spec: LinkSpec = LinkSpec()
+        _ a: Kernel, _ addressA: String, _ b: Kernel, _ addressB: String, _ spec: LinkSpec = LinkSpec(),
+        back: LinkSpec? = nil
     ) throws -> (LinkEnd, LinkEnd) {
         links += 1
         var spec = spec
         spec.seed = spec.seed &+ seed &* 7919
-        let (endA, endB) = LinkEnd.pair(a, b, spec: spec, salt: links)
-        for (kernel, end, address) in [(a, endA, addressA), (b, endB, addressB)] {
+        var back = back ?? spec
+        back.seed = spec.seed
+        let (endA, endB) = LinkEnd.pair(a, b, spec: spec, back: back, salt: links)
+        for (kernel, end, address, spec) in [(a, endA, addressA, spec), (b, endB, addressB, back)] {
             let number = UInt8(truncatingIfNeeded: kernels.firstIndex { $0 === kernel } ?? 0)
             let interface = try kernel.interfaces.add(
                 name: "link\(links)", device: end, hardware: HardwareAddress((2, 0, 0, UInt8(links), 0, number + 1)),

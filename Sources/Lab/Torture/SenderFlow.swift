@@ -11,8 +11,12 @@ package final class SenderFlow {
         package var longestTimeout: UInt64 = 60_000_000_000
         /// Of the interface it sends by.
         package var mtu = 1500
+        /// The smallest MSS that the sender believes, against peers that would have it burn its time.
+        package var leastSegment = 216
         /// What the stream must be; nil: not checked.
         package var salt: Int?
+        /// Its application may drop the connection without another word.
+        package var mayVanish = false
 
         package init() {}
     }
@@ -47,7 +51,6 @@ package final class SenderFlow {
     private var lastEmission: UInt64 = 0
     private var isLastOnTime = true
     private var lastArrival: UInt64 = 0
-    private var hasArrivedSinceEmission = true
     private var isReset = false
 
     // Congestion: bytes.
@@ -58,6 +61,8 @@ package final class SenderFlow {
 
     // Time-outs.
     private var timeoutAt: UInt64 = 0
+    /// Nothing has been sent or has arrived since the last one.
+    private var isInTimeouts = false
     private var timeoutSequence: UInt32 = 0
     private var timeoutInterval: UInt64 = 0
     private var sentSinceTimeout: Int?
@@ -102,7 +107,6 @@ package final class SenderFlow {
         defer {
             lastEmission = now
             isLastOnTime = isOnTime
-            hasArrivedSinceEmission = false
         }
         if segment.flags.contains(.rst) {
             isReset = true
@@ -123,7 +127,12 @@ package final class SenderFlow {
         }
         if wasSent { repeated += 1 }
         if segment.flags.contains(.fin) { hasSentFin = true }
-        if isTimeout, wasSent, segment.sequence == una { checkTimeout(segment, now, isOnTime) }
+        if isTimeout, wasSent, segment.sequence == una {
+            checkTimeout(segment, now, isOnTime)
+        } else {
+            // The timer may have been started anew.
+            isInTimeouts = false
+        }
         checkCongestion(segment, now)
     }
 
@@ -166,7 +175,7 @@ package final class SenderFlow {
                 fail("time-out \(waited) ns after seq \(relative(segment.sequence)) was sent, minimum \(settings.shortestTimeout)")
             }
         }
-        if timeoutAt != 0, timeoutSequence == segment.sequence, isOnTime, isLastOnTime, !hasArrivedSinceEmission {
+        if isInTimeouts, timeoutSequence == segment.sequence, isOnTime {
             let interval = now - timeoutAt
             if timeoutInterval != 0 {
                 // 5.5, up to the longest. A timer's grain is 1 ms.
@@ -182,7 +191,8 @@ package final class SenderFlow {
         } else {
             timeoutInterval = 0
         }
-        timeoutAt = isOnTime ? now : 0
+        timeoutAt = now
+        isInTimeouts = isOnTime
         timeoutSequence = segment.sequence
         sentSinceTimeout = 0
         budget += mss
@@ -209,7 +219,7 @@ package final class SenderFlow {
 
     /// At the end of a run.
     package func finish(at now: UInt64) {
-        if isEstablished { checkStall(now) }
+        if isEstablished, !settings.mayVanish { checkStall(now) }
     }
 
     // MARK: Congestion (RFC 5681)
@@ -218,7 +228,8 @@ package final class SenderFlow {
         guard segment.length > 0 else { return }
         // A probe of one octet is not held to the congestion window.
         if segment.length > 1 { spent += segment.length }
-        if let sent = sentSinceTimeout {
+        // What arrives at the very time of a time-out may have been looked at behind it.
+        if let sent = sentSinceTimeout, lastArrival < now {
             sentSinceTimeout = sent + segment.length
             // 3.1, equation 5: the loss window is one segment; the receiver's silence does not open it.
             if sent + segment.length > mss {
@@ -255,11 +266,11 @@ package final class SenderFlow {
             return
         }
         lastArrival = now
-        hasArrivedSinceEmission = true
+        isInTimeouts = false
         sentSinceTimeout = nil
         if segment.flags.contains(.syn) {
             peerScale = segment.scale
-            if let mss = segment.mss { peerMSS = mss }
+            if let mss = segment.mss { peerMSS = Swift.max(mss, UInt32(settings.leastSegment)) }
             peerInitial = segment.sequence
         }
         guard segment.flags.contains(.ack) else { return }
@@ -287,7 +298,6 @@ package final class SenderFlow {
             }
             sacked.removeAll { distance($0.end, una) <= 0 }
             for index in sacked.indices where distance(sacked[index].start, una) < 0 { sacked[index].start = una }
-            timeoutAt = 0
         } else if segment.length == 0 {
             // Limited transmit, inflation, or what selective acknowledgments say has left the network.
             windowBound += mss

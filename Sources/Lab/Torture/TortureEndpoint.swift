@@ -20,6 +20,7 @@ final class TortureEndpoint {
     private let isClean: Bool
     private let limits: TimeoutLimits
     private let kernel: Kernel
+    private let onChange: () -> Void
     private(set) var socket: Socket?
     private(set) var outcome = Outcome.running
     private(set) var sent = 0
@@ -41,8 +42,9 @@ final class TortureEndpoint {
 
     init(
         _ name: String, kernel: Kernel, plan: TorturePlan.Application, peer: TorturePlan.Application, isClean: Bool,
-        limits: TimeoutLimits
+        limits: TimeoutLimits, onChange: @escaping () -> Void
     ) {
+        self.onChange = onChange
         self.name = name
         self.kernel = kernel
         self.plan = plan
@@ -101,6 +103,8 @@ final class TortureEndpoint {
             return end(.failed(socket.takeError()), socket)
         }
         if isFinished, socket.atEndOfStream {
+            // The last bytes may have been urgent ones that were kept aside.
+            guard notePosition(socket) else { return }
             let expected = peer.bytes - (losesLastByte ? 1 : 0)
             if isClean, received != expected {
                 fault("end of stream after \(received) of \(expected) bytes")
@@ -113,6 +117,7 @@ final class TortureEndpoint {
 
     private func end(_ outcome: Outcome, _ socket: Socket) {
         self.outcome = outcome
+        onChange()
         timer?.cancel()
         self.socket = nil
         socket.channel = nil
@@ -129,8 +134,9 @@ final class TortureEndpoint {
     func giveUp() {
         guard let socket else {
             if outcome == .running { outcome = .failed(0) }
-            return
+            return onChange()
         }
+        onChange()
         outcome = .failed(ETIMEDOUT)
         timer?.cancel()
         self.socket = nil
@@ -180,17 +186,20 @@ final class TortureEndpoint {
         }
     }
 
-    /// The ring's position must be ours, or one further where an urgent byte has been stepped over.
+    /// The ring's position must be ours, or further where urgent bytes have been stepped over.
     private func notePosition(_ socket: Socket) -> Bool {
         let head = Int(truncatingIfNeeded: socket.raw.pointee.rcv.head)
         guard head != received else { return true }
-        guard head == received + 1, !plan.outOfBandInline, peer.urgentMarks.contains(head) else {
+        guard head > received, !plan.outOfBandInline,
+            ((received + 1)...head).allSatisfy({ peer.urgentMarks.contains($0) })
+        else {
             fault("the receive buffer is at \(head), the reader at \(received)")
             return false
         }
         received = head
+        let place = Int(truncatingIfNeeded: socket.raw.pointee.oob_mark) - 1
         let (error, byte) = socket.takeUrgent(peek: false)
-        if error == 0, byte != TorturePattern.byte(peer.salt, head - 1) { fault("the urgent byte at \(head - 1) is wrong") }
+        if error == 0, byte != TorturePattern.byte(peer.salt, place) { fault("the urgent byte at \(place) is wrong") }
         return true
     }
 
@@ -296,6 +305,7 @@ final class TortureEndpoint {
 
     private func fault(_ text: String) {
         if faults.count < 5 { faults.append("\(name): \(text)") }
+        onChange()
     }
 }
 

@@ -95,8 +95,9 @@ struct TortureGenerator {
         if chance(0.4) { set("quickacks", one(of: [0, 1, 100])) }
         if chance(0.3) { set("initcwnd_segments", one(of: [1, 2, 4, 10, 30])) }
         set("rexmit_min", one(of: [5, 30, 200, 200, 200, 1000]) * ms)
-        set("rexmit_max", one(of: [1000, 4000, 16_000, 60_000]) * ms)
-        if chance(0.3) { set("rexmit_initial", one(of: [200, 1000, 3000]) * ms) }
+        let longest = one(of: [1000, 4000, 16_000, 60_000])
+        set("rexmit_max", longest * ms)
+        if chance(0.3) { set("rexmit_initial", min(longest, one(of: [200, 1000, 3000])) * ms) }
         set("msl", one(of: [100, 1000, 15_000, 30_000]) * ms)
         if chance(0.2) { set("reass.maxqueuelen", one(of: [1, 2, 8, 64])) }
         if chance(0.2) { set("option_order", 0) }

@@ -27,6 +27,8 @@ package final class TortureRun {
     private var listeners: [TortureListener] = []
     private var starters: [HostTimer] = []
     private var started = 0
+    /// Something has begun, ended or gone wrong since the last look.
+    private var hasNews = true
     private var zoneBaseline: [Int] = []
     private var report: TortureReport
     private var isSabotageDone = false
@@ -57,6 +59,7 @@ package final class TortureRun {
         }
         observer = WireObserver(network) { [plan] in Self.settings(plan, $0, $1) }
         observer.onLine = onLine
+        observer.onFault = { [unowned self] in self.hasNews = true }
         for (index, link) in plan.links.enumerated() {
             let (a, b) = try network.link(
                 network.kernels[link.a], "10.0.\(index + 1).1/24", network.kernels[link.b], "10.0.\(index + 1).2/24",
@@ -81,8 +84,10 @@ package final class TortureRun {
         let ports = (Int(key.destinationPort) - Int(firstPort), Int(key.sourcePort) - Int(firstPort))
         if plan.connections.indices.contains(ports.0) {
             settings.salt = plan.connections[ports.0].clientSide.salt
+            settings.mayVanish = !plan.connections[ports.0].isClean
         } else if plan.connections.indices.contains(ports.1) {
             settings.salt = plan.connections[ports.1].serverSide.salt
+            settings.mayVanish = !plan.connections[ports.1].isClean
         }
         return settings
     }
@@ -96,8 +101,10 @@ package final class TortureRun {
         for index in plan.connections.indices { prepare(index) }
         let begin = network.clock.now
         runApplications()
+        note("the applications have ended")
         closeAll()
         runUntilForgotten()
+        note("everything is forgotten")
         observer.finish()
         conclude()
         report.seconds = Double(network.clock.now - begin) / 1e9
@@ -111,7 +118,12 @@ package final class TortureRun {
         return report
     }
 
+    private func note(_ text: String) {
+        observer.onLine?("\(WireObserver.seconds(network.clock.now)) --- \(text)")
+    }
+
     private func fail(_ text: String) {
+        hasNews = true
         if report.failures.count < 20 { report.failures.append(text) }
     }
 
@@ -148,7 +160,7 @@ package final class TortureRun {
             "connection \(index) \(isClient ? "client" : "server")", kernel: network.kernels[number],
             plan: isClient ? connection.clientSide : connection.serverSide,
             peer: isClient ? connection.serverSide : connection.clientSide, isClean: connection.isClean,
-            limits: TimeoutLimits(plan, kernel: number))
+            limits: TimeoutLimits(plan, kernel: number), onChange: { [unowned self] in self.hasNews = true })
         if sabotage == .lostLastByte, isClient { endpoint.losesLastByte = true }
         return endpoint
     }
@@ -156,6 +168,7 @@ package final class TortureRun {
     private func start(_ kernel: Int, _ delay: UInt64, _ action: @escaping () throws -> Void) {
         let timer = HostTimer(network.kernels[kernel]) { [unowned self] in
             self.started += 1
+            self.hasNews = true
             do { try action() } catch { self.fail("\(error)") }
         }
         timer.arm(after: delay)
@@ -215,30 +228,43 @@ package final class TortureRun {
     /// Until every application has ended. Ends of connections that were broken on purpose may wait for a peer that is
     /// gone; they give up when the others are done.
     private func runApplications() {
-        let clean = plan.connections.indices.filter { plan.connections[$0].isClean }
         let all = plan.connections.count
         let isDone = { [unowned self] in
-            self.started == all && clean.allSatisfy { self.pairs[$0].client.isOver && self.pairs[$0].server.isOver }
-                || self.hasFault
+            guard self.hasNews else { return self.network.turns >= Self.turnLimit }
+            self.hasNews = false
+            return self.hasFault
+                || self.started == all
+                    && self.pairs.indices.allSatisfy {
+                        !self.isClean($0) || self.pairs[$0].client.isOver && self.pairs[$0].server.isOver
+                    }
         }
-        let deadline = network.clock.now + 12 * Self.hour
-        // Two turns and more a packet make a million turns a lot.
-        while network.clock.now < deadline, network.turns < Self.turnLimit, !isDone() {
-            var left = 512
-            network.run(limit: deadline - network.clock.now) {
-                left -= 1
-                return left < 0
-            }
-        }
+        network.run(limit: 12 * Self.hour, until: isDone)
         if network.turns >= Self.turnLimit { fail("event storm: \(network.turns) turns") }
-        network.run(limit: 120 * Self.second) { [unowned self] in self.endpoints.allSatisfy(\.isOver) || self.hasFault }
+        hasNews = true
+        network.run(limit: 120 * Self.second) { [unowned self] in
+            guard self.hasNews else { return false }
+            self.hasNews = false
+            return self.endpoints.allSatisfy(\.isOver) || self.hasFault
+        }
+    }
+
+    /// Whether everything must arrive. On a lossy link all ARP requests may be lost: then there is no connection.
+    private func isClean(_ index: Int) -> Bool {
+        let connection = plan.connections[index]
+        guard connection.isClean else { return false }
+        guard let number = connection.link else { return true }
+        let isLossy = [plan.links[number].forward, plan.links[number].back].contains { $0.loss > 0 || $0.corrupt > 0 }
+        guard isLossy else { return true }
+        return ![pairs[index].client, pairs[index].server].contains {
+            $0.outcome == .failed(EHOSTUNREACH) && $0.sent == 0 && $0.received == 0
+        }
     }
 
     private static let turnLimit: UInt64 = 4_000_000
 
     private func closeAll() {
         for (index, pair) in pairs.enumerated() {
-            let isClean = plan.connections[index].isClean
+            let isClean = isClean(index)
             for endpoint in [pair.client, pair.server] {
                 if isClean, !endpoint.isOver, !hasFault {
                     fail("\(endpoint.name) hangs: sent \(endpoint.sent), received \(endpoint.received), "
@@ -260,8 +286,9 @@ package final class TortureRun {
         let limit = hasFault ? 1 : 4 * Self.hour
         let last = network.turns + Self.turnLimit
         network.run(limit: limit) { [unowned self] in self.isForgotten || self.network.turns >= last }
-        // What arrived last has been taken.
+        // What arrived last has been taken, ARP has ended what it was about.
         network.run(for: Self.second)
+        network.run(limit: 100 * Self.second) { [unowned self] in self.network.kernels.allSatisfy(\.mbufs.isIdle) }
         guard !hasFault else { return }
         if sabotage == .lostBuffer { _ = network.kernels[0].mbufs.packet(headroom: 0) }
         for (index, kernel) in network.kernels.enumerated() { checkNothingLeft(kernel, index) }
@@ -296,7 +323,7 @@ package final class TortureRun {
                 }
                 continue
             }
-            guard connection.isClean, !hasFault else { continue }
+            guard isClean(index), !hasFault else { continue }
             for endpoint in [pair.client, pair.server] where endpoint.outcome != .complete {
                 fail("\(endpoint.name): \(endpoint.outcome), sent \(endpoint.sent), received \(endpoint.received)")
             }

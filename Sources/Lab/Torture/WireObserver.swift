@@ -49,6 +49,7 @@ package final class WireObserver {
     /// Frames sent with IPv4 in them, as cut by the links.
     package private(set) var packets: UInt64 = 0
     package var onLine: ((String) -> Void)?
+    package var onFault: (() -> Void)?
 
     /// `settings` of the sender with a key, on the kernel of a number.
     package init(_ network: VirtualNetwork, settings: @escaping (Int, WireSegment.Key) -> SenderFlow.Settings) {
@@ -76,6 +77,7 @@ package final class WireObserver {
     private func fault(_ text: String) {
         if faults.count < 10 { faults.append("\(Self.seconds(network.clock.now)) \(text)") }
         onLine?("\(Self.seconds(network.clock.now)) *** \(text)")
+        onFault?()
     }
 
     // MARK: Leaving

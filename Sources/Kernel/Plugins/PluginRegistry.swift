@@ -16,7 +16,7 @@ package final class PluginRegistry {
 
     private(set) var kernel: Kernel!
     private var hostInterfaces: [String: HostInterface] = [:]
-    /// Cells of interfaces that plugins provide. Never freed: whoever has asked keeps the pointer.
+    /// Cells of interfaces that plugins provide. They live as long as the kernel: whoever has asked keeps the pointer.
     private var provided: [String: UnsafeMutablePointer<alps_cell>] = [:]
     private struct WeakImage { weak var image: PluginImage? }
     private var images: [UInt64: WeakImage] = [:]
@@ -29,7 +29,12 @@ package final class PluginRegistry {
 
     package init() {}
 
+    deinit { for cell in provided.values { cell.deallocate() } }
+
     func attach(_ kernel: Kernel) { self.kernel = kernel }
+
+    /// See `Kernel.shutdown`.
+    func detach() { kernel = nil }
 
     // MARK: Interfaces
 

@@ -1,5 +1,6 @@
 import ArgumentParser
 import Foundation
+import Kernel
 import Lab
 
 /// `alps torture`
@@ -65,12 +66,13 @@ struct TortureCommand: ParsableCommand {
 
     /// A worker's part: a line of JSON a seed.
     private func work() throws {
+        let images = PluginImages()
         for number in 0..<UInt64(seeds) {
             // A seed takes a fraction of a second: one that goes on for so long never ends.
             alarm(120)
             TortureWorkers.print(
                 try TortureRun.run(
-                    seed: first + number, plugins: plugins,
+                    seed: first + number, plugins: plugins, images: images,
                     sabotage: sabotage.flatMap { TortureRun.Sabotage(rawValue: $0) }))
         }
     }

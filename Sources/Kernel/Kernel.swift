@@ -13,10 +13,14 @@ package struct KernelConfiguration {
     /// Bytes that the rings of one arena may take together.
     package var arenaLimit: Int
 
+    /// Where plugins are kept mapped for further kernels of a lab.
+    package var images: PluginImages?
+
     package init(
         name: String = "alps0", virtualClock: KernelClock? = nil, seed: UInt64? = nil, mbufLimit: Int = 256 << 20,
-        arenaLimit: Int = 4 << 30
+        arenaLimit: Int = 4 << 30, images: PluginImages? = nil
     ) {
+        self.images = images
         self.name = name
         self.virtualClock = virtualClock
         self.seed = seed

@@ -12,9 +12,13 @@ package final class VirtualNetwork {
     private var links: UInt64 = 0
     private let search: PluginSearchPath
 
-    /// `plugins`: directory of the plugin libraries; by default they are looked for beside the program.
-    package init(seed: UInt64 = 1, plugins: String? = nil) {
+    private let images: PluginImages?
+
+    /// `plugins`: directory of the plugin libraries; by default they are looked for beside the program. `images`: where
+    /// they are kept mapped for the networks that follow.
+    package init(seed: UInt64 = 1, plugins: String? = nil, images: PluginImages? = nil) {
         self.seed = seed
+        self.images = images
         search = plugins.map { PluginSearchPath(directory: $0) } ?? PluginSearchPath()
     }
 
@@ -24,7 +28,8 @@ package final class VirtualNetwork {
     @discardableResult
     package func addKernel(_ name: String, plugins: [String] = VirtualNetwork.protocols) throws -> Kernel {
         let kernel = Kernel(
-            KernelConfiguration(name: name, virtualClock: clock, seed: seed &* 1000 &+ UInt64(kernels.count)))
+            KernelConfiguration(
+                name: name, virtualClock: clock, seed: seed &* 1000 &+ UInt64(kernels.count), images: images))
         try kernel.interfaces.addLoopback()
         for plugin in plugins { try kernel.plugins.load(path: plugin.contains("/") ? plugin : search.find(plugin)) }
         kernels.append(kernel)

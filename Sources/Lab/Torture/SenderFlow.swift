@@ -22,9 +22,12 @@ package final class SenderFlow {
     }
 
     private struct Sent {
+        var start: UInt32
         var end: UInt32
         var time: UInt64
         var isOnTime: Bool
+        /// Sent more than once: its acknowledgment measures nothing (Karn).
+        var isRepeated = false
     }
 
     package let name: String
@@ -66,6 +69,10 @@ package final class SenderFlow {
     private var timeoutSequence: UInt32 = 0
     private var timeoutInterval: UInt64 = 0
     private var sentSinceTimeout: Int?
+    /// What the time-out after the last one must at least be until a round trip has been measured; 0: anything.
+    private var backedOff: UInt64 = 0
+    private var lastAdvance: UInt64 = 0
+    private var usesTimestamps = false
 
     /// Segments put on the wire, and those of them sent before.
     package private(set) var segments = 0
@@ -122,11 +129,15 @@ package final class SenderFlow {
         if segment.flags.contains(.syn), segment.length > 0 { fail("data on SYN") }
         if distance(segment.sequence, max) > 0 { fail("seq \(relative(segment.sequence)) leaves a gap behind \(relative(max))") }
         if isNew {
-            unacknowledged.append(Sent(end: segment.end, time: now, isOnTime: isOnTime))
+            unacknowledged.append(Sent(start: segment.sequence, end: segment.end, time: now, isOnTime: isOnTime))
             max = segment.end
         }
-        if wasSent { repeated += 1 }
+        if wasSent {
+            repeated += 1
+            noteRepeated(segment)
+        }
         if segment.flags.contains(.fin) { hasSentFin = true }
+        usesTimestamps = usesTimestamps || segment.timestamps != nil
         if isTimeout, wasSent, segment.sequence == una {
             checkTimeout(segment, now, isOnTime)
         } else {
@@ -146,7 +157,8 @@ package final class SenderFlow {
             fail("the acknowledgment goes back from \(last) to \(segment.acknowledgment)")
         }
         lastAckSent = segment.acknowledgment
-        // RFC 9293, SHLD-14: the right edge does not move back.
+        // RFC 9293, SHLD-14: the right edge does not move back. A SYN that is repeated cannot say more than 65535.
+        if edgeSent != nil, segment.flags.contains(.syn) { return }
         let scale = segment.flags.contains(.syn) || peerScale == nil ? 0 : UInt32(ownScale ?? 0)
         let edge = segment.acknowledgment &+ segment.window << scale
         if let before = edgeSent, distance(edge, before) < 0 {
@@ -175,6 +187,7 @@ package final class SenderFlow {
                 fail("time-out \(waited) ns after seq \(relative(segment.sequence)) was sent, minimum \(settings.shortestTimeout)")
             }
         }
+        checkKarn(now, isOnTime)
         if isInTimeouts, timeoutSequence == segment.sequence, isOnTime {
             let interval = now - timeoutAt
             if timeoutInterval != 0 {
@@ -196,6 +209,29 @@ package final class SenderFlow {
         timeoutSequence = segment.sequence
         sentSinceTimeout = 0
         budget += mss
+    }
+
+    /// RFC 6298, section 5: only a new measurement brings the time-out down again, not the acknowledgment of what was
+    /// sent twice. The timer was started by the last acknowledgment or by what was sent since.
+    private func checkKarn(_ now: UInt64, _ isOnTime: Bool) {
+        if backedOff != 0, !usesTimestamps, isOnTime, lastAdvance > timeoutAt {
+            let waited = now - lastAdvance
+            if waited &+ 1_000_000 < backedOff {
+                fail("time-out after \(waited) ns, though it was backed off to \(backedOff) and nothing has been measured since")
+            }
+        }
+        guard isOnTime, !usesTimestamps else { return backedOff = 0 }
+        let least = backedOff == 0 ? settings.shortestTimeout : backedOff
+        backedOff = min(2 &* least, settings.longestTimeout)
+    }
+
+    private func noteRepeated(_ segment: WireSegment) {
+        for index in firstUnacknowledged..<unacknowledged.count {
+            let end = unacknowledged[index].end
+            if distance(end, segment.sequence) <= 0 { continue }
+            unacknowledged[index].isRepeated = true
+            if distance(end, segment.end) >= 0 { break }
+        }
     }
 
     private func firstSent(_ sequence: UInt32) -> Sent? {
@@ -281,6 +317,8 @@ package final class SenderFlow {
         if rightEdge.map({ distance(edge, $0) > 0 }) ?? true { rightEdge = edge }
         if !isEstablished {
             isEstablished = true
+            // RFC 6298, 5.7: data begin with a time-out of their own.
+            backedOff = 0
             beginCongestion()
         }
         let advance = distance(ack, una)
@@ -289,9 +327,14 @@ package final class SenderFlow {
             windowBound += advance
             // In slow start each acknowledgment lets twice its bytes go; in recovery at least one segment.
             budget += 2 * Swift.max(advance, mss)
+            lastAdvance = now
             while firstUnacknowledged < unacknowledged.count,
-                distance(unacknowledged[firstUnacknowledged].end, una) <= 0
-            { firstUnacknowledged += 1 }
+                distance(unacknowledged[firstUnacknowledged].start, una) < 0
+            {
+                if !unacknowledged[firstUnacknowledged].isRepeated { backedOff = 0 }
+                guard distance(unacknowledged[firstUnacknowledged].end, una) <= 0 else { break }
+                firstUnacknowledged += 1
+            }
             if firstUnacknowledged > 256 {
                 unacknowledged.removeFirst(firstUnacknowledged)
                 firstUnacknowledged = 0

@@ -31,7 +31,8 @@ final class TortureEndpoint {
     /// Sabotage for tests of this bed: the application pretends that a last byte never came.
     var losesLastByte = false
 
-    private var isStarted = false
+    /// It has been connected.
+    private(set) var isStarted = false
     private var isFinished = false
     private var mayReadAt: UInt64 = 0
     private var mayWriteAt: UInt64 = 0

@@ -1,5 +1,5 @@
 import Glibc
-import Kernel
+package import Kernel
 import PluginAPI
 
 /// Runs a plan to its end, and looks whether all invariants have held.
@@ -40,17 +40,21 @@ package final class TortureRun {
 
     /// Runs one seed. `onLine` gets the plan and a line a packet.
     package static func run(
-        seed: UInt64, plugins: String? = nil, sabotage: Sabotage? = nil, onLine: ((String) -> Void)? = nil
+        seed: UInt64, plugins: String? = nil, images: PluginImages = PluginImages(), sabotage: Sabotage? = nil,
+        onLine: ((String) -> Void)? = nil
     ) throws -> TortureReport {
         let plan = TortureGenerator.plan(seed: seed)
         for line in plan.description { onLine?(line) }
-        return try TortureRun(plan, plugins, sabotage, onLine).run()
+        let network = VirtualNetwork(seed: seed, plugins: plugins, images: images)
+        return try TortureRun(plan, network, sabotage, onLine).run()
     }
 
-    private init(_ plan: TorturePlan, _ plugins: String?, _ sabotage: Sabotage?, _ onLine: ((String) -> Void)?) throws {
+    private init(
+        _ plan: TorturePlan, _ network: VirtualNetwork, _ sabotage: Sabotage?, _ onLine: ((String) -> Void)?
+    ) throws {
         self.plan = plan
         self.sabotage = sabotage
-        network = VirtualNetwork(seed: plan.seed, plugins: plugins)
+        self.network = network
         report = TortureReport(seed: plan.seed)
         report.connections = plan.connections.count
         for index in 0..<plan.kernels {
@@ -64,6 +68,8 @@ package final class TortureRun {
             let (a, b) = try network.link(
                 network.kernels[link.a], "10.0.\(index + 1).1/24", network.kernels[link.b], "10.0.\(index + 1).2/24",
                 link.forward, back: link.back)
+            let tamper: ((UnsafeMutableRawBufferPointer) -> Void)? =
+                sabotage == .flippedByte ? { [unowned self] in self.tamper($0) } : nil
             observer.watch(a, link: index, kernel: link.a, tamper: tamper)
             observer.watch(b, link: index, kernel: link.b, tamper: tamper)
             ends += [a, b]
@@ -235,7 +241,7 @@ package final class TortureRun {
             return self.hasFault
                 || self.started == all
                     && self.pairs.indices.allSatisfy {
-                        !self.isClean($0) || self.pairs[$0].client.isOver && self.pairs[$0].server.isOver
+                        !self.mustEnd($0) || self.pairs[$0].client.isOver && self.pairs[$0].server.isOver
                     }
         }
         network.run(limit: 12 * Self.hour, until: isDone)
@@ -248,25 +254,28 @@ package final class TortureRun {
         }
     }
 
-    /// Whether everything must arrive. On a lossy link all ARP requests may be lost: then there is no connection.
+    /// Whether everything must arrive. On a lossy link all ARP requests may be lost, or everything until the server has
+    /// forgotten a SYN that it has answered: then there is no connection.
     private func isClean(_ index: Int) -> Bool {
         let connection = plan.connections[index]
         guard connection.isClean else { return false }
         guard let number = connection.link else { return true }
         let isLossy = [plan.links[number].forward, plan.links[number].back].contains { $0.loss > 0 || $0.corrupt > 0 }
         guard isLossy else { return true }
-        return ![pairs[index].client, pairs[index].server].contains {
-            $0.outcome == .failed(EHOSTUNREACH) && $0.sent == 0 && $0.received == 0
-        }
+        let (client, server) = pairs[index]
+        if client.outcome == .failed(ECONNRESET), !server.isStarted { return false }
+        return ![client, server].contains { $0.outcome == .failed(EHOSTUNREACH) && !$0.isStarted }
     }
+
+    /// Whether both its applications end by themselves.
+    private func mustEnd(_ index: Int) -> Bool { plan.connections[index].kind == .closedPort || isClean(index) }
 
     private static let turnLimit: UInt64 = 4_000_000
 
     private func closeAll() {
         for (index, pair) in pairs.enumerated() {
-            let isClean = isClean(index)
             for endpoint in [pair.client, pair.server] {
-                if isClean, !endpoint.isOver, !hasFault {
+                if mustEnd(index), !endpoint.isOver, !hasFault {
                     fail("\(endpoint.name) hangs: sent \(endpoint.sent), received \(endpoint.received), "
                         + (endpoint.socket?.describe() ?? "no socket"))
                 }
@@ -348,7 +357,7 @@ package final class TortureRun {
     // MARK: Sabotage
 
     private func tamper(_ frame: UnsafeMutableRawBufferPointer) {
-        guard sabotage == .flippedByte, !isSabotageDone, frame.count > 14 + 40 + 20, frame[12] == 8, frame[13] == 0,
+        guard !isSabotageDone, frame.count > 14 + 40 + 20, frame[12] == 8, frame[13] == 0,
             let segment = WireSegment(
                 ip: UnsafeRawBufferPointer(rebasing: UnsafeRawBufferPointer(frame)[14...]), total: frame.count - 14),
             segment.length >= 4

@@ -21,7 +21,7 @@ struct Alps: ParsableCommand {
         subcommands: [
             HostCommand.self, UpCommand.self, DownCommand.self, RunCommand.self, PluginCommand.self,
             SysctlCommand.self, NetstatCommand.self, StatCommand.self, ProcessesCommand.self, RouteCommand.self,
-            ArpCommand.self, PktCommand.self, OptionsCommand.self,
+            ArpCommand.self, PktCommand.self, TortureCommand.self, OptionsCommand.self,
         ])
 }
 

@@ -13,10 +13,14 @@ package struct KernelConfiguration {
     /// Bytes that the rings of one arena may take together.
     package var arenaLimit: Int
 
+    /// Where plugins are kept mapped for further kernels of a lab.
+    package var images: PluginImages?
+
     package init(
         name: String = "alps0", virtualClock: KernelClock? = nil, seed: UInt64? = nil, mbufLimit: Int = 256 << 20,
-        arenaLimit: Int = 4 << 30
+        arenaLimit: Int = 4 << 30, images: PluginImages? = nil
     ) {
+        self.images = images
         self.name = name
         self.virtualClock = virtualClock
         self.seed = seed
@@ -55,6 +59,8 @@ package final class Kernel {
     package let queries = QueryRegistry()
     /// Turns ended since the start.
     package private(set) var turns: UInt64 = 0
+
+    private var isDown = false
 
     /// The stack's name.
     package var name: String { configuration.name }
@@ -115,12 +121,24 @@ package final class Kernel {
     /// When the next timer is due, ns on the kernel's clock; .max if none is armed.
     package var nextDeadline: UInt64 { callouts.nextDeadline }
 
-    /// Ends everything in order: clients, sockets, plugins, interfaces. Afterwards no memory is in use.
+    /// Ends everything in order: clients, sockets, plugins, interfaces. Afterwards no memory is in use, and the kernel
+    /// can do nothing any more: its parts let go of it, so that it is freed when its user does.
+    ///
+    /// The parts hold their kernel strongly while it works, since a weak or unowned reference costs more at each use.
     package func shutdown() {
+        guard !isDown else { return }
+        isDown = true
         server?.stop()
         sockets.shutdown()
         endTurn()
         plugins.shutdown()
         interfaces.shutdown()
+        queries.removeAll()
+        sockets.detach()
+        interfaces.detach()
+        routes.detach()
+        connections.detach()
+        protocols.detach()
+        plugins.detach()
     }
 }

@@ -12,9 +12,13 @@ package final class VirtualNetwork {
     private var links: UInt64 = 0
     private let search: PluginSearchPath
 
-    /// `plugins`: directory of the plugin libraries; by default they are looked for beside the program.
-    package init(seed: UInt64 = 1, plugins: String? = nil) {
+    private let images: PluginImages?
+
+    /// `plugins`: directory of the plugin libraries; by default they are looked for beside the program. `images`: where
+    /// they are kept mapped for the networks that follow.
+    package init(seed: UInt64 = 1, plugins: String? = nil, images: PluginImages? = nil) {
         self.seed = seed
+        self.images = images
         search = plugins.map { PluginSearchPath(directory: $0) } ?? PluginSearchPath()
     }
 
@@ -24,23 +28,28 @@ package final class VirtualNetwork {
     @discardableResult
     package func addKernel(_ name: String, plugins: [String] = VirtualNetwork.protocols) throws -> Kernel {
         let kernel = Kernel(
-            KernelConfiguration(name: name, virtualClock: clock, seed: seed &* 1000 &+ UInt64(kernels.count)))
+            KernelConfiguration(
+                name: name, virtualClock: clock, seed: seed &* 1000 &+ UInt64(kernels.count), images: images))
         try kernel.interfaces.addLoopback()
         for plugin in plugins { try kernel.plugins.load(path: plugin.contains("/") ? plugin : search.find(plugin)) }
         kernels.append(kernel)
         return kernel
     }
 
-    /// Joins two kernels by a link with an interface at each end. Addresses are "A/LENGTH".
+    /// Joins two kernels by a link with an interface at each end. Addresses are "A/LENGTH". `spec` is the way from `a`
+    /// to `b`, `back` the other one, by default the same; each gives its sender's interface its MTU.
     @discardableResult
     package func link(
-        _ a: Kernel, _ addressA: String, _ b: Kernel, _ addressB: String, _ spec: LinkSpec = LinkSpec()
+        _ a: Kernel, _ addressA: String, _ b: Kernel, _ addressB: String, _ spec: LinkSpec = LinkSpec(),
+        back: LinkSpec? = nil
     ) throws -> (LinkEnd, LinkEnd) {
         links += 1
         var spec = spec
         spec.seed = spec.seed &+ seed &* 7919
-        let (endA, endB) = LinkEnd.pair(a, b, spec: spec, salt: links)
-        for (kernel, end, address) in [(a, endA, addressA), (b, endB, addressB)] {
+        var back = back ?? spec
+        back.seed = spec.seed
+        let (endA, endB) = LinkEnd.pair(a, b, spec: spec, back: back, salt: links)
+        for (kernel, end, address, spec) in [(a, endA, addressA, spec), (b, endB, addressB, back)] {
             let number = UInt8(truncatingIfNeeded: kernels.firstIndex { $0 === kernel } ?? 0)
             let interface = try kernel.interfaces.add(
                 name: "link\(links)", device: end, hardware: HardwareAddress((2, 0, 0, UInt8(links), 0, number + 1)),

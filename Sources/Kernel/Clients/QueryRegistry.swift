@@ -16,6 +16,8 @@ package final class QueryRegistry {
         }
     }
 
+    func removeAll() { handlers.removeAll() }
+
     /// Answers one. An unknown name or bad arguments are a KernelError.
     package func answer(_ name: String, _ arguments: Data) throws -> Data {
         guard let handler = handlers[name] else {

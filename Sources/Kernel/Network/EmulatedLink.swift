@@ -50,11 +50,17 @@ package final class LinkEnd: Device {
     private var isClosed = false
     /// Sees every frame on its way out, before the link has treated it. [borrows]
     package var tap: ((Mbuf) -> Void)?
+    /// Sees every frame that has come over the link, before its kernel does, and may change it.
+    package var arrivalTap: ((UnsafeMutableRawBufferPointer) -> Void)?
 
-    /// Both ends of a link: `a` belongs to the first kernel. `salt` tells links of one seed apart.
-    package static func pair(_ a: Kernel, _ b: Kernel, spec: LinkSpec, salt: UInt64) -> (a: LinkEnd, b: LinkEnd) {
+    /// Both ends of a link: `a` belongs to the first kernel. `spec` is the way from `a` to `b`, `back` the other one, by
+    /// default the same. `salt` tells links of one seed apart.
+    package static func pair(
+        _ a: Kernel, _ b: Kernel, spec: LinkSpec, back: LinkSpec? = nil, salt: UInt64
+    ) -> (a: LinkEnd, b: LinkEnd) {
         let ends = (
-            a: LinkEnd(kernel: a, spec: spec, salt: salt &* 2), b: LinkEnd(kernel: b, spec: spec, salt: salt &* 2 &+ 1)
+            a: LinkEnd(kernel: a, spec: spec, salt: salt &* 2),
+            b: LinkEnd(kernel: b, spec: back ?? spec, salt: salt &* 2 &+ 1)
         )
         ends.a.peer = ends.b
         ends.b.peer = ends.a
@@ -71,6 +77,8 @@ package final class LinkEnd: Device {
     /// Packets seen and lost on the way out of this end.
     package var seen: UInt64 { path?.seen ?? 0 }
     package var lost: UInt64 { path?.lost ?? 0 }
+    /// Packets on their way to the other end.
+    package var travelling: Int { path?.count ?? 0 }
 
     package override func transmit(_ list: Mbuf) {
         if let tap {
@@ -107,6 +115,7 @@ package final class LinkEnd: Device {
             return
         }
         fill(packet.pointee.data)
+        if let arrivalTap { arrivalTap(UnsafeMutableRawBufferPointer(start: packet.pointee.data, count: length)) }
         packet.pointee.length = UInt32(length)
         packet.pointee.pkt.length = UInt32(length)
         if let last = arrivedLast { last.pointee.nextpkt = packet } else { arrivedFirst = packet }

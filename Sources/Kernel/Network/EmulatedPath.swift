@@ -20,10 +20,14 @@ package final class EmulatedPath {
     private var lineFree: UInt64 = 0
     private var lastDue: UInt64 = 0
     private var isClosed = false
+    /// In a run of losses.
+    private var isBursting = false
 
     /// Packets that came, and those of them that did not arrive.
     package private(set) var seen: UInt64 = 0
     package private(set) var lost: UInt64 = 0
+    /// Packets on their way.
+    package var count: Int { travelling.count - first }
 
     /// A reordered packet on a link without delay is held back for so long, ns.
     private static let holdBack: UInt64 = 1_000_000
@@ -86,12 +90,28 @@ package final class EmulatedPath {
         probability > 0 && Double(generator.next() >> 11) * 0x1p-53 < probability
     }
 
+    /// Gilbert (1960): the bad state is left with 1/burst a packet, and entered so that `loss` is its share of time.
+    private func isLost() -> Bool {
+        guard spec.burst > 1, spec.loss < 1 else { return chance(spec.loss) }
+        isBursting = isBursting ? !chance(1 / spec.burst) : chance(spec.loss / (spec.burst * (1 - spec.loss)))
+        return isBursting
+    }
+
+    /// ARP has no checksum: what is damaged in it stands for a frame that the link's own check has thrown away.
+    private func hasOwnCheck(_ packet: Mbuf) -> Bool {
+        var type: UInt16 = 0
+        withUnsafeMutableBytes(of: &type) {
+            if let place = $0.baseAddress { kernel.mbufs.copyOut(packet, Ethernet.headerLength - 2, 2, place) }
+        }
+        return UInt16(bigEndian: type) != 0x0806
+    }
+
     private func send(_ packet: Mbuf) {
         let pool = kernel.mbufs
         let length = Int(packet.pointee.pkt.length)
         seen &+= 1
         guard travelling.count - first < spec.limit, spec.mtu == 0 || length <= spec.mtu + Ethernet.headerLength,
-            !spec.lossPattern.contains(seen), !chance(spec.loss)
+            !spec.lossPattern.contains(seen), !isLost()
         else {
             lost &+= 1
             pool.freePacket(packet)
@@ -102,7 +122,12 @@ package final class EmulatedPath {
     }
 
     private func travel(_ packet: Mbuf) {
-        guard let packet = chance(spec.corrupt) ? damaged(packet) : kernel.mbufs.hold(packet) else {
+        let isDamaged = chance(spec.corrupt)
+        guard !isDamaged || hasOwnCheck(packet) else {
+            lost &+= 1
+            return kernel.mbufs.freePacket(packet)
+        }
+        guard let packet = isDamaged ? damaged(packet) : kernel.mbufs.hold(packet) else {
             lost &+= 1
             return
         }

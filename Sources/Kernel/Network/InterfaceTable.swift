@@ -37,6 +37,12 @@ package final class InterfaceTable {
         devices.deallocate()
     }
 
+    /// See `Kernel.shutdown`. Interfaces and their devices belong to the kernel.
+    func detach() {
+        slots = [nil]
+        kernel = nil
+    }
+
     func attach(_ kernel: Kernel) {
         self.kernel = kernel
         ethernet.attach(kernel)

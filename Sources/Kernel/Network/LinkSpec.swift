@@ -10,6 +10,9 @@ package struct LinkSpec: Equatable {
     package var jitter: UInt64 = 0
     /// Probabilities, 0...1.
     package var loss = 0.0
+    /// Mean length of a run of losses, packets (Gilbert's model: good and bad states, all is lost in the bad one).
+    /// 0: losses are independent. `loss` stays the share of packets lost in the long run.
+    package var burst = 0.0
     package var duplicate = 0.0
     package var reorder = 0.0
     package var corrupt = 0.0
@@ -23,7 +26,7 @@ package struct LinkSpec: Equatable {
 
     package init() {}
 
-    /// `loss 5% delay 5ms rate 10mbit jitter 1ms duplicate 1% reorder 2% corrupt 0.1% drop 3,7 limit 1000 mtu 1500 seed 7`
+    /// `loss 5% burst 4 delay 5ms rate 10mbit jitter 1ms duplicate 1% reorder 2% corrupt 0.1% drop 3,7 limit 1000 mtu 1500 seed 7`
     package init(parsing text: String) throws {
         let words = text.split(whereSeparator: { $0 == " " || $0 == "\t" }).map(String.init)
         guard !words.isEmpty, words.count % 2 == 0 else {
@@ -46,6 +49,9 @@ package struct LinkSpec: Equatable {
                 let number = Double(value.dropLast(unit.count)), number * factor >= 1, number * factor <= 1e12
             else { throw Self.refusal(key, value, "10mbit") }
             rate = UInt64(number * factor)
+        case "burst":
+            guard let number = Double(value), number >= 1, number <= 1000 else { throw Self.refusal(key, value, "4") }
+            burst = number
         case "drop":
             let numbers = value.split(separator: ",", omittingEmptySubsequences: false).map { UInt64($0) }
             guard !numbers.contains(nil) else { throw Self.refusal(key, value, "3,7") }
@@ -58,8 +64,8 @@ package struct LinkSpec: Equatable {
         default:
             throw KernelError(
                 EINVAL,
-                "link: '\(key)' is unknown: use loss, delay, rate, jitter, duplicate, reorder, corrupt, drop, limit, mtu, "
-                    + "seed")
+                "link: '\(key)' is unknown: use loss, burst, delay, rate, jitter, duplicate, reorder, corrupt, drop, "
+                    + "limit, mtu, seed")
         }
     }
 

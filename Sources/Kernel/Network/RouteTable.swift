@@ -56,6 +56,12 @@ package final class RouteTable {
         opsTable?.deallocate()
     }
 
+    /// See `Kernel.shutdown`.
+    func detach() {
+        timer?.cancel()
+        kernel = nil
+    }
+
     func attach(_ kernel: Kernel) {
         self.kernel = kernel
         timer = HostTimer(kernel) { [unowned self] in self.expire() }

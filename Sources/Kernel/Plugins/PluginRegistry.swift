@@ -16,7 +16,7 @@ package final class PluginRegistry {
 
     private(set) var kernel: Kernel!
     private var hostInterfaces: [String: HostInterface] = [:]
-    /// Cells of interfaces that plugins provide. Never freed: whoever has asked keeps the pointer.
+    /// Cells of interfaces that plugins provide. They live as long as the kernel: whoever has asked keeps the pointer.
     private var provided: [String: UnsafeMutablePointer<alps_cell>] = [:]
     private struct WeakImage { weak var image: PluginImage? }
     private var images: [UInt64: WeakImage] = [:]
@@ -29,7 +29,12 @@ package final class PluginRegistry {
 
     package init() {}
 
+    deinit { for cell in provided.values { cell.deallocate() } }
+
     func attach(_ kernel: Kernel) { self.kernel = kernel }
+
+    /// See `Kernel.shutdown`.
+    func detach() { kernel = nil }
 
     // MARK: Interfaces
 
@@ -84,7 +89,8 @@ package final class PluginRegistry {
     /// Loads the file at `path` as `variant` (by default its own name). On failure everything is as it was.
     @discardableResult
     package func load(path: String, as variant: String? = nil) throws -> PluginInstance {
-        let (bytes, note) = try inspect(path)
+        let kept = kernel.configuration.images?.find(path)
+        let (bytes, note) = try kept.map { ([], $0.note) } ?? inspect(path)
         let variant = variant ?? note.name
         guard variant == note.name || variant.hasPrefix(note.name + "/") && variant.count > note.name.count + 1 else {
             throw KernelError(
@@ -95,7 +101,13 @@ package final class PluginRegistry {
                 EEXIST,
                 "'\(variant)' is loaded already: replace it with `alps plugin swap`, or load beside it with --as \(note.name)/NAME")
         }
-        return try start(image(path, bytes, note), variant: variant, replacing: nil)
+        if let kept {
+            try checkRequirements(note, path)
+            return try start(kept, variant: variant, replacing: nil)
+        }
+        let image = try image(path, bytes, note)
+        kernel.configuration.images?.keep(image, path)
+        return try start(image, variant: variant, replacing: nil)
     }
 
     /// Replaces the running instance of `variant`: new connections and all listeners go to the new one, the old one
@@ -129,10 +141,14 @@ package final class PluginRegistry {
         let bytes = try ELFNote.read(path)
         let note = try ELFNote(bytes: bytes, path: path)
         try note.checkABI(path)
+        try checkRequirements(note, path)
+        return (bytes, note)
+    }
+
+    private func checkRequirements(_ note: ELFNote, _ path: String) throws {
         for id in note.requires where !exists(id) {
             throw KernelError(ENOENT, "\(path) requires \(id), which nothing here provides")
         }
-        return (bytes, note)
     }
 
     private func image(_ path: String, _ bytes: [UInt8], _ note: ELFNote) throws -> PluginImage {

@@ -45,6 +45,9 @@ package final class ConnectionTable {
         opsTable?.deallocate()
     }
 
+    /// See `Kernel.shutdown`.
+    func detach() { kernel = nil }
+
     func attach(_ kernel: Kernel) {
         self.kernel = kernel
         key = kernel.random.next() | 1

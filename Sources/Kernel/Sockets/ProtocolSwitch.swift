@@ -55,6 +55,9 @@ package final class ProtocolSwitch {
         opsTable?.deallocate()
     }
 
+    /// See `Kernel.shutdown`.
+    func detach() { kernel = nil }
+
     func attach(_ kernel: Kernel) {
         self.kernel = kernel
         connections = Borrowed(kernel.connections)

@@ -62,6 +62,13 @@ package final class SocketLayer {
         counters.deallocate()
     }
 
+    /// See `Kernel.shutdown`.
+    func detach() {
+        forgetDirty()
+        slots.removeAll()
+        kernel = nil
+    }
+
     func attach(_ kernel: Kernel) {
         self.kernel = kernel
         let table = UnsafeMutablePointer<alps_socket_ops>.allocate(capacity: 1)

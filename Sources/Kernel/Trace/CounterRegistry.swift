@@ -100,6 +100,11 @@ package final class CounterRegistry {
         return values
     }
 
+    /// Where a counter of the instance loaded last lies, for who reads it often. Valid while the instance lives.
+    package func place(_ instance: String, _ name: String) -> UnsafePointer<UInt64>? {
+        entries.last { $0.group == instance && $0.name == name }.map { UnsafePointer($0.value) }
+    }
+
     /// One counter by instance and name.
     package func value(_ instance: String, _ name: String) -> UInt64? {
         all().first { $0.instance == instance && $0.name == name }?.value

@@ -1,0 +1,365 @@
+/// What one sender of a connection has put on the wire and has been told, and the bounds it must keep (RFC 5681, 6298,
+/// 9293). Fed with the segments as they leave its host, and with the intact ones as they arrive there.
+///
+/// All bounds hold for any algorithm these RFCs allow: an arrival is counted when it reaches the host, which may look at
+/// it a moment later, and a window is the largest that has been told.
+package final class SenderFlow {
+    package struct Settings {
+        package var initialWindowSegments = 10
+        /// ns.
+        package var shortestTimeout: UInt64 = 200_000_000
+        package var longestTimeout: UInt64 = 60_000_000_000
+        /// Of the interface it sends by.
+        package var mtu = 1500
+        /// The smallest MSS that the sender believes, against peers that would have it burn its time.
+        package var leastSegment = 216
+        /// What the stream must be; nil: not checked.
+        package var salt: Int?
+        /// Its application may drop the connection without another word.
+        package var mayVanish = false
+
+        package init() {}
+    }
+
+    private struct Sent {
+        var start: UInt32
+        var end: UInt32
+        var time: UInt64
+        var isOnTime: Bool
+        /// Sent more than once: its acknowledgment measures nothing (Karn).
+        var isRepeated = false
+    }
+
+    package let name: String
+    private let settings: Settings
+    private let report: (String) -> Void
+
+    package private(set) var initialSequence: UInt32
+    private(set) var isEstablished = false
+    private var ownScale: UInt8?
+    private var peerScale: UInt8?
+    private var peerMSS: UInt32 = 536
+    private var ownMSS: UInt32?
+    private var una: UInt32
+    private var max: UInt32
+    private var hasSentFin = false
+    /// One behind the last byte that may be sent; nil before the peer has told.
+    private var rightEdge: UInt32?
+    private var peerInitial: UInt32?
+    private var lastAckSent: UInt32?
+    private var edgeSent: UInt32?
+    /// New data, oldest first.
+    private var unacknowledged: [Sent] = []
+    private var firstUnacknowledged = 0
+    private var lastEmission: UInt64 = 0
+    private var isLastOnTime = true
+    private var lastArrival: UInt64 = 0
+    private var isReset = false
+
+    // Congestion: bytes.
+    private var windowBound = 0
+    private var budget = 0
+    private var spent = 0
+    private var sacked: [(start: UInt32, end: UInt32)] = []
+
+    // Time-outs.
+    private var timeoutAt: UInt64 = 0
+    /// Nothing has been sent or has arrived since the last one.
+    private var isInTimeouts = false
+    private var timeoutSequence: UInt32 = 0
+    private var timeoutInterval: UInt64 = 0
+    private var sentSinceTimeout: Int?
+    /// What the time-out after the last one must at least be until a round trip has been measured; 0: anything.
+    private var backedOff: UInt64 = 0
+    private var lastAdvance: UInt64 = 0
+    private var usesTimestamps = false
+
+    /// Segments put on the wire, and those of them sent before.
+    package private(set) var segments = 0
+    package private(set) var repeated = 0
+
+    package init(_ name: String, _ settings: Settings, initialSequence: UInt32, report: @escaping (String) -> Void) {
+        self.name = name
+        self.settings = settings
+        self.report = report
+        self.initialSequence = initialSequence
+        una = initialSequence
+        max = initialSequence
+    }
+
+    private func distance(_ a: UInt32, _ b: UInt32) -> Int { Int(Int32(bitPattern: a &- b)) }
+
+    private func fail(_ text: String) { report("\(name): \(text)") }
+
+    private func relative(_ number: UInt32) -> Int { distance(number, initialSequence) }
+
+    /// When it last sent or was told something; 0: never.
+    var lastHeard: UInt64 { lastEmission }
+
+    /// The most payload that one segment may have.
+    package var largestSegment: Int { mss }
+
+    /// The largest segment the sender may make, without options.
+    private var mss: Int { Swift.max(1, min(Int(peerMSS), settings.mtu - 40)) }
+
+    private var outstanding: Int { distance(max, una) }
+
+    // MARK: The sender sends
+
+    /// `isTimeout`: the host says that its retransmission timer has just fired. `isOnTime`: nothing below TCP (ARP) has
+    /// held the segment back.
+    package func emitted(_ segment: WireSegment, at now: UInt64, isTimeout: Bool = false, isOnTime: Bool = true) {
+        // What waited together is let go together.
+        let isOnTime = isOnTime && (now != lastEmission || isLastOnTime)
+        defer {
+            lastEmission = now
+            isLastOnTime = isOnTime
+        }
+        if segment.flags.contains(.rst) {
+            isReset = true
+            return
+        }
+        if isOnTime { checkStall(now) }
+        noteOwn(segment)
+        segments += Swift.max(1, (segment.length + mss - 1) / mss)
+        guard segment.space > 0 else { return }
+        let isNew = distance(segment.end, max) > 0
+        let wasSent = distance(max, segment.sequence) > 0
+        checkWindow(segment)
+        if segment.flags.contains(.syn), segment.length > 0 { fail("data on SYN") }
+        if distance(segment.sequence, max) > 0 { fail("seq \(relative(segment.sequence)) leaves a gap behind \(relative(max))") }
+        if isNew {
+            unacknowledged.append(Sent(start: segment.sequence, end: segment.end, time: now, isOnTime: isOnTime))
+            max = segment.end
+        }
+        if wasSent {
+            repeated += 1
+            noteRepeated(segment)
+        }
+        if segment.flags.contains(.fin) { hasSentFin = true }
+        usesTimestamps = usesTimestamps || segment.timestamps != nil
+        if isTimeout, wasSent, segment.sequence == una {
+            checkTimeout(segment, now, isOnTime)
+        } else {
+            // The timer may have been started anew.
+            isInTimeouts = false
+        }
+        checkCongestion(segment, now)
+    }
+
+    private func noteOwn(_ segment: WireSegment) {
+        if segment.flags.contains(.syn) {
+            ownScale = segment.scale
+            ownMSS = segment.mss
+        }
+        guard segment.flags.contains(.ack) else { return }
+        if let last = lastAckSent, distance(segment.acknowledgment, last) < 0 {
+            fail("the acknowledgment goes back from \(last) to \(segment.acknowledgment)")
+        }
+        lastAckSent = segment.acknowledgment
+        // RFC 9293, SHLD-14: the right edge does not move back. A SYN that is repeated cannot say more than 65535.
+        if edgeSent != nil, segment.flags.contains(.syn) { return }
+        let scale = segment.flags.contains(.syn) || peerScale == nil ? 0 : UInt32(ownScale ?? 0)
+        let edge = segment.acknowledgment &+ segment.window << scale
+        if let before = edgeSent, distance(edge, before) < 0 {
+            fail("the receive window shrinks by \(distance(before, edge)) bytes")
+        } else {
+            edgeSent = edge
+        }
+    }
+
+    private func checkWindow(_ segment: WireSegment) {
+        guard segment.length > 0 else { return }
+        guard let edge = rightEdge else { return fail("data before the peer has told its window") }
+        // One octet beyond it is a probe (RFC 9293, 3.8.6.1).
+        let last = segment.sequence &+ UInt32(truncatingIfNeeded: segment.length)
+        if distance(last, edge) > 1 {
+            fail("sends up to \(relative(last)), \(distance(last, edge)) beyond the peer's window")
+        }
+    }
+
+    // MARK: Time-outs (RFC 6298)
+
+    private func checkTimeout(_ segment: WireSegment, _ now: UInt64, _ isOnTime: Bool) {
+        if let first = firstSent(segment.sequence), first.isOnTime, isOnTime {
+            let waited = now - first.time
+            if waited < settings.shortestTimeout {
+                fail("time-out \(waited) ns after seq \(relative(segment.sequence)) was sent, minimum \(settings.shortestTimeout)")
+            }
+        }
+        checkKarn(now, isOnTime)
+        if isInTimeouts, timeoutSequence == segment.sequence, isOnTime {
+            let interval = now - timeoutAt
+            if timeoutInterval != 0 {
+                // 5.5, up to the longest. A timer's grain is 1 ms.
+                let least = min(2 &* timeoutInterval, settings.longestTimeout)
+                if interval &+ 1_000_000 < least {
+                    fail("time-outs \(timeoutInterval) and then \(interval) ns apart: no back-off")
+                }
+            }
+            if interval > settings.longestTimeout &+ 1_000_000 {
+                fail("\(interval) ns between time-outs, maximum \(settings.longestTimeout)")
+            }
+            timeoutInterval = interval
+        } else {
+            timeoutInterval = 0
+        }
+        timeoutAt = now
+        isInTimeouts = isOnTime
+        timeoutSequence = segment.sequence
+        sentSinceTimeout = 0
+        budget += mss
+    }
+
+    /// RFC 6298, section 5: only a new measurement brings the time-out down again, not the acknowledgment of what was
+    /// sent twice. The timer was started by the last acknowledgment or by what was sent since.
+    private func checkKarn(_ now: UInt64, _ isOnTime: Bool) {
+        if backedOff != 0, !usesTimestamps, isOnTime, lastAdvance > timeoutAt {
+            let waited = now - lastAdvance
+            if waited &+ 1_000_000 < backedOff {
+                fail("time-out after \(waited) ns, though it was backed off to \(backedOff) and nothing has been measured since")
+            }
+        }
+        guard isOnTime, !usesTimestamps else { return backedOff = 0 }
+        let least = backedOff == 0 ? settings.shortestTimeout : backedOff
+        backedOff = min(2 &* least, settings.longestTimeout)
+    }
+
+    private func noteRepeated(_ segment: WireSegment) {
+        for index in firstUnacknowledged..<unacknowledged.count {
+            let end = unacknowledged[index].end
+            if distance(end, segment.sequence) <= 0 { continue }
+            unacknowledged[index].isRepeated = true
+            if distance(end, segment.end) >= 0 { break }
+        }
+    }
+
+    private func firstSent(_ sequence: UInt32) -> Sent? {
+        var index = firstUnacknowledged
+        while index < unacknowledged.count {
+            if distance(unacknowledged[index].end, sequence) > 0 { return unacknowledged[index] }
+            index += 1
+        }
+        return nil
+    }
+
+    /// As long as anything is unacknowledged a timer runs.
+    private func checkStall(_ now: UInt64) {
+        guard outstanding > 0, isLastOnTime, !isReset else { return }
+        let since = Swift.max(lastEmission, lastArrival)
+        let limit = Swift.max(settings.longestTimeout, 1_000_000_000)
+        if since != 0, now &- since > limit &+ 1_000_000 {
+            fail("silent for \(now &- since) ns with \(outstanding) bytes unacknowledged")
+        }
+    }
+
+    /// At the end of a run.
+    package func finish(at now: UInt64) {
+        if isEstablished, !settings.mayVanish { checkStall(now) }
+    }
+
+    // MARK: Congestion (RFC 5681)
+
+    private func checkCongestion(_ segment: WireSegment, _ now: UInt64) {
+        guard segment.length > 0 else { return }
+        // A probe of one octet is not held to the congestion window.
+        if segment.length > 1 { spent += segment.length }
+        // What arrives at the very time of a time-out may have been looked at behind it.
+        if let sent = sentSinceTimeout, lastArrival < now {
+            sentSinceTimeout = sent + segment.length
+            // 3.1, equation 5: the loss window is one segment; the receiver's silence does not open it.
+            if sent + segment.length > mss {
+                fail("\(sent + segment.length) bytes after a time-out and before any answer")
+                sentSinceTimeout = nil
+            }
+        }
+        let flight = outstanding - sackedBytes - (hasSentFin ? 1 : 0)
+        if flight > windowBound + mss {
+            fail("\(flight) bytes in flight, slow start allows \(windowBound)")
+        }
+        if spent > budget {
+            fail("\(spent) bytes sent, the acknowledgments so far allow \(budget)")
+            budget = spent
+        }
+    }
+
+    private var sackedBytes: Int { sacked.reduce(0) { $0 + distance($1.end, $1.start) } }
+
+    private func beginCongestion() {
+        // RFC 6928, section 2, for the configured number of segments.
+        let segments = settings.initialWindowSegments
+        windowBound = min(segments * mss, Swift.max(2 * mss, segments * 1460))
+        // A tail loss probe may go as well (RFC 8985, section 7).
+        budget = windowBound + mss
+    }
+
+    // MARK: The sender is told
+
+    /// An intact segment of the peer has reached the host.
+    package func arrived(_ segment: WireSegment, at now: UInt64) {
+        guard !segment.flags.contains(.rst) else {
+            isReset = true
+            return
+        }
+        lastArrival = now
+        isInTimeouts = false
+        sentSinceTimeout = nil
+        if segment.flags.contains(.syn) {
+            peerScale = segment.scale
+            if let mss = segment.mss { peerMSS = Swift.max(mss, UInt32(settings.leastSegment)) }
+            peerInitial = segment.sequence
+        }
+        guard segment.flags.contains(.ack) else { return }
+        let ack = segment.acknowledgment
+        guard distance(ack, una) >= 0, distance(ack, max) <= 0 else { return }
+        let scale = segment.flags.contains(.syn) || ownScale == nil ? 0 : UInt32(peerScale ?? 0)
+        let edge = ack &+ segment.window << scale
+        if rightEdge.map({ distance(edge, $0) > 0 }) ?? true { rightEdge = edge }
+        if !isEstablished {
+            isEstablished = true
+            // RFC 6298, 5.7: data begin with a time-out of their own.
+            backedOff = 0
+            beginCongestion()
+        }
+        let advance = distance(ack, una)
+        if advance > 0 {
+            una = ack
+            windowBound += advance
+            // In slow start each acknowledgment lets twice its bytes go; in recovery at least one segment.
+            budget += 2 * Swift.max(advance, mss)
+            lastAdvance = now
+            while firstUnacknowledged < unacknowledged.count,
+                distance(unacknowledged[firstUnacknowledged].start, una) < 0
+            {
+                if !unacknowledged[firstUnacknowledged].isRepeated { backedOff = 0 }
+                guard distance(unacknowledged[firstUnacknowledged].end, una) <= 0 else { break }
+                firstUnacknowledged += 1
+            }
+            if firstUnacknowledged > 256 {
+                unacknowledged.removeFirst(firstUnacknowledged)
+                firstUnacknowledged = 0
+            }
+            sacked.removeAll { distance($0.end, una) <= 0 }
+            for index in sacked.indices where distance(sacked[index].start, una) < 0 { sacked[index].start = una }
+        } else if segment.length == 0 {
+            // Limited transmit, inflation, or what selective acknowledgments say has left the network.
+            windowBound += mss
+            budget += 2 * mss
+        }
+        for block in segment.sack { noteSacked(block.start, block.end) }
+    }
+
+    private func noteSacked(_ start: UInt32, _ end: UInt32) {
+        guard distance(start, una) >= 0, distance(end, max) <= 0, distance(end, start) > 0 else { return }
+        let before = sackedBytes
+        var merged = (start: start, end: end)
+        sacked.removeAll { range in
+            guard distance(range.start, merged.end) <= 0, distance(range.end, merged.start) >= 0 else { return false }
+            if distance(range.start, merged.start) < 0 { merged.start = range.start }
+            if distance(range.end, merged.end) > 0 { merged.end = range.end }
+            return true
+        }
+        sacked.append(merged)
+        budget += 2 * Swift.max(0, sackedBytes - before)
+    }
+}

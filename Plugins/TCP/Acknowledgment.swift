@@ -16,7 +16,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
             }
             leaveFastOpen()
             takeSynAck(pointee.iss + 1, echo: nil)
-            pointee.sndWnd = segment.window << UInt32(pointee.sndScale)
+            pointee.sndWnd = segment.window << (segment.hadSyn ? 0 : UInt32(pointee.sndScale))
             pointee.maxSndWnd = pointee.sndWnd
             pointee.sndWl1 = segment.sequence
             pointee.sndWl2 = ack
@@ -38,7 +38,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
             return false
         }
 
-        let window = segment.window << UInt32(pointee.sndScale)
+        let window = segment.window << (segment.hadSyn ? 0 : UInt32(pointee.sndScale))
         var summary = AcknowledgmentSummary.nothing
         summary.priorPipe = pipe
         summary.isMarked = has(.ecn) && segment.has(Flag.ece)
@@ -51,7 +51,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
             noteDuplicate(segment, window: window, isOld: advance < 0, &summary)
         }
         react(&summary)
-        updateSendWindow(segment, window)
+        updateSendWindow(segment, window, isAdvance: advance > 0)
         if advance > 0 {
             restartLossTimer()
         } else if summary.hasNewSack || summary.isDuplicate {
@@ -62,15 +62,15 @@ extension UnsafeMutablePointer where Pointee == Connection {
         return finAcknowledged()
     }
 
-    /// RFC 9293: the window of the newest segment counts, and among equals that of the newest acknowledgment. Of two that
-    /// are equal in both the larger, since they may have overtaken each other; but one that closes counts.
+    /// The window of an acknowledgment of something new counts, since the window is counted from there; else that of the
+    /// newest segment (RFC 9293, 3.10.7.4); and of segments with the same number the larger, since they may have overtaken
+    /// each other, or one that closes.
     @inline(__always)
-    private func updateSendWindow(_ segment: Segment, _ window: UInt32) {
+    private func updateSendWindow(_ segment: Segment, _ window: UInt32, isAdvance: Bool) {
         let isNewer =
-            pointee.sndWl1 < segment.sequence
-            || (pointee.sndWl1 == segment.sequence
-                && (pointee.sndWl2 < segment.acknowledgment
-                    || (pointee.sndWl2 == segment.acknowledgment && (window > pointee.sndWnd || window == 0))))
+            isAdvance || (pointee.sndWl1 < segment.sequence && segment.acknowledgment == pointee.sndUna)
+            || (pointee.sndWl1 == segment.sequence && pointee.sndWl2 <= segment.acknowledgment
+                && (window > pointee.sndWnd || window == 0))
         guard isNewer else { return }
         if window > pointee.sndWnd, segment.length == 0, pointee.sndWl2 == segment.acknowledgment {
             instance.count(.receivedWindowUpdate)
@@ -84,6 +84,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
             // What is in flight was outside the window when it arrived.
             stopRetransmit()
             pointee.backoff = 0
+            pointee.attempts = 0
             loseAll()
         }
     }
@@ -93,10 +94,10 @@ extension UnsafeMutablePointer where Pointee == Connection {
     @inline(__always)
     private func noteDuplicate(_ segment: Segment, window: UInt32, isOld: Bool, _ summary: inout AcknowledgmentSummary) {
         // RFC 5681, section 2: data outstanding, none carried, no SYN or FIN, same number, same window.
-        guard !isOld, segment.length == 0, !segment.has(Flag.fin), window == pointee.sndWnd,
+        guard !isOld, !segment.hasText, !segment.has(Flag.fin), window == pointee.sndWnd,
             pointee.sndMax > pointee.sndUna
         else {
-            if !isOld, segment.length == 0 { pointee.dupAcks = 0 }
+            if !isOld, !segment.hasText { pointee.dupAcks = 0 }
             return
         }
         instance.count(.receivedDuplicateAck)
@@ -134,7 +135,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
         if pointee.sndNxt < ack { pointee.sndNxt = ack }
         if pointee.sndUp < ack { pointee.sndUp = ack }
         if pointee.sndSmall < ack { pointee.sndSmall = ack }
-        pointee.backoff = 0
+        pointee.attempts = 0
+        if pointee.retransmitUse == .persist { pointee.backoff = 0 }
         pointee.softError = 0
         pointee.waitingSince = pointee.sndMax > ack ? now : 0
         return finIsAcked
@@ -190,6 +192,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
     private func addRoundTrip(_ sample: UInt64) {
         let instance = instance
         instance.count(.roundTripSamples)
+        pointee.backoff = 0
         pointee.roundTrip.add(
             sample, floor: instance.nanoseconds(.minimumRTO), ceiling: instance.nanoseconds(.maximumRTO),
             granularity: UInt64(ALPS_NSEC_PER_MSEC))

@@ -182,7 +182,10 @@ struct Connection {
     var roundTrip: RoundTripEstimator
     var timedSequence: SequenceNumber
     var timedAt: UInt64
-    /// Time-outs in a row.
+    /// Time-outs since something was last acknowledged.
+    var attempts: UInt32
+    /// How often the time-out has been doubled. That lasts until a round trip has been measured (RFC 6298, 5), which
+    /// what was sent twice does not (Karn).
     var backoff: UInt32
     /// When the data now at `sndUna` began to wait for an acknowledgment, 0: nothing waits.
     var waitingSince: UInt64
@@ -308,6 +311,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         pointee.rcvMSS = min(pointee.mss, 536)
         pointee.quickAcks = UInt32(truncatingIfNeeded: instance.setting(.quickAcks))
         pointee.backoff = 0
+        pointee.attempts = 0
         pointee.softError = 0
         pointee.dupAcks = 0
         freeSendMap()
@@ -417,5 +421,6 @@ extension UnsafeMutablePointer where Pointee == Connection {
         pointee.next?.pointee.previous = pointee.previous
         pointee.socket.pointee.pcb = nil
         instance.services.free(self)
+        if instance.pointee.connections == nil { instance.freeRanges() }
     }
 }

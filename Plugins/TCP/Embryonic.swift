@@ -105,7 +105,10 @@ extension UnsafeMutablePointer where Pointee == Instance {
         count(.sentChallenges)
         reply(
             segment.packet, network, sequence: entry.pointee.iss + 1, acknowledgment: entry.rcvNxt, flags: Flag.ack,
-            window: UInt16(truncatingIfNeeded: entry.pointee.advertisedWindow >> UInt32(entry.pointee.rcvScale)),
+            // Rounded up: what has been offered does not shrink.
+            window: UInt16(
+                truncatingIfNeeded: (entry.pointee.advertisedWindow &+ (1 << UInt32(entry.pointee.rcvScale)) &- 1)
+                    >> UInt32(entry.pointee.rcvScale)),
             timestamp: entry.pointee.hasTimestamps
                 ? (timestampClock &+ entry.pointee.timestampOffset, entry.pointee.tsRecent) : nil)
     }

@@ -57,7 +57,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
                 return close(error)
             }
             pointee.softError = error
-            if pointee.backoff > 3 { close(error) }
+            if pointee.attempts > 3 { close(error) }
         case .closed, .listen, .timeWait:
             break
         default:

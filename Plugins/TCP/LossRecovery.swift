@@ -184,7 +184,6 @@ extension UnsafeMutablePointer where Pointee == Connection {
     func reduceProportionally(_ summary: AcknowledgmentSummary) {
         pointee.recovery.prrDelivered &+= summary.delivered
         let isFirst = pointee.recovery.prrOut == 0
-        guard summary.delivered > 0 || isFirst else { return }
         let pipe = pipe
         let threshold = Int(pointee.congestion.ssthresh)
         let delivered = Int(pointee.recovery.prrDelivered)
@@ -204,7 +203,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         if isFirst, pointee.recovery.state == .recovery { count = max(count, mss) }
         // So does the hole that a partial acknowledgment points at (RFC 6582, 3.2 step 3).
         if summary.acked > 0, !has(.sackPermitted) { count = max(count, mss) }
-        pointee.congestion.cwnd = UInt32(truncatingIfNeeded: pipe + max(count, 0))
+        pointee.congestion.cwnd = UInt32(truncatingIfNeeded: max(pipe + max(count, 0), mss))
     }
 
     private func leaveRecovery() {
@@ -329,7 +328,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         pointee.recovery.isTimeoutInDoubt = false
         pointee.recovery.sendsNewFirst = false
         clear(.recoverSet)
-        pointee.backoff = 0
+        pointee.attempts = 0
         endOfRecovery()
     }
 

@@ -26,7 +26,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
     /// to one that every path takes, and is searched for upwards from there.
     func considerBlackHole() {
         let instance = instance
-        guard instance.isOn(.blackHoleDetection), pointee.backoff >= 3, netpcb.pointee.flags & UInt8(ALPS_NETPCB_DF) != 0,
+        guard instance.isOn(.blackHoleDetection), pointee.attempts >= 3, netpcb.pointee.flags & UInt8(ALPS_NETPCB_DF) != 0,
             let first = pointee.sendMap.first
         else { return }
         let base = UInt32(truncatingIfNeeded: instance.setting(.baseMSS))

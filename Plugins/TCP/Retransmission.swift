@@ -21,7 +21,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
         instance.count(.retransmitTimeouts)
         pointee.totals.timeouts &+= 1
         pointee.backoff += 1
-        guard !isOverdue(pointee.backoff) else {
+        pointee.attempts += 1
+        guard !isOverdue(pointee.attempts) else {
             instance.count(.timeoutDropped)
             instance.count(.drops)
             sendReset()
@@ -31,7 +32,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         clear(.timing)
         enterLoss()
         considerBlackHole()
-        if pointee.backoff == 3 {
+        if pointee.attempts == 3 {
             // R1 of RFC 1122, 4.2.3.5: the route may be what is wrong. The network will look it up anew.
             netpcb.pointee.route.generation = 0
         }
@@ -55,13 +56,14 @@ extension UnsafeMutablePointer where Pointee == Connection {
         instance.count(.retransmitTimeouts)
         pointee.totals.timeouts &+= 1
         pointee.backoff += 1
+        pointee.attempts += 1
         let waited = instance.now &- pointee.waitingSince
         var isOver =
             pointee.synCount != 0
-            ? pointee.backoff > pointee.synCount : waited >= instance.nanoseconds(.connectTimeout)
+            ? pointee.attempts > pointee.synCount : waited >= instance.nanoseconds(.connectTimeout)
         if pointee.userTimeout != 0, waited >= pointee.userTimeout { isOver = true }
         // Something on the way has said, more than once by now, that this will not work.
-        if pointee.backoff > 3, pointee.softError != 0 { isOver = true }
+        if pointee.attempts > 3, pointee.softError != 0 { isOver = true }
         if isOver {
             instance.count(.timeoutDropped)
             if pointee.state != .synSent { sendReset() }
@@ -87,13 +89,15 @@ extension UnsafeMutablePointer where Pointee == Connection {
             var wanted = range.pointee.length
             if let next = range.pointee.next, next.pointee.has(.waiting) { wanted &+= next.pointee.length }
             guard room >= Int(min(mss, wanted)) || pipe == 0 else { break }
-            // A window that has shrunk holds all but the first back.
+            // A window that has shrunk holds back what lies beyond it (RFC 9293, 3.8.6).
             let isFirst = range.pointee.start == pointee.sndUna
             let open = (pointee.sndUna + pointee.sndWnd) - range.pointee.start
-            guard open > 0 || isFirst else { break }
+            guard open > 0 else { break }
             var limit = min(UInt32(truncatingIfNeeded: max(room, 0)), UInt32(truncatingIfNeeded: packetLimit))
             if pipe == 0 { limit = max(limit, mss) }
-            limit = min(limit, UInt32(truncatingIfNeeded: open > 0 ? open : Int(mss)))
+            // An urgent pointer is relative to each segment.
+            if pointee.sndUp > range.pointee.start { limit = min(limit, mss) }
+            limit = min(limit, UInt32(truncatingIfNeeded: open))
             if limit > mss { limit -= limit % mss }
             if pacingRate != 0 {
                 limit = min(limit, UInt32(truncatingIfNeeded: pacedAmount(pacingRate)))
@@ -165,12 +169,13 @@ extension UnsafeMutablePointer where Pointee == Connection {
         if pointee.waitingSince == 0 { pointee.waitingSince = instance.now }
         instance.count(.persistTimeouts)
         pointee.backoff += 1
+        pointee.attempts += 1
         // As long as the peer answers probes it may keep its window closed (RFC 9293, MUST-37); an answer moves
         // `lastReceived`.
         let silent = instance.now &- max(pointee.lastReceived, pointee.waitingSince)
         let patience = UInt64(instance.setting(.retries)) &* pointee.roundTrip.rto &+ instance.nanoseconds(.maximumRTO)
-        let isSilent = Int64(pointee.backoff) > instance.setting(.retries) && silent > patience
-        let isOrphanOverdue = has(.orphan) && Int64(pointee.backoff) > instance.setting(.orphanRetries)
+        let isSilent = Int64(pointee.attempts) > instance.setting(.retries) && silent > patience
+        let isOrphanOverdue = has(.orphan) && Int64(pointee.attempts) > instance.setting(.orphanRetries)
         let isUserOverdue = pointee.userTimeout != 0 && instance.now &- pointee.waitingSince >= pointee.userTimeout
         if isSilent || isOrphanOverdue || isUserOverdue {
             instance.count(.persistDropped)

@@ -41,6 +41,10 @@ struct Segment {
     var offset: UInt32
     /// Bytes of payload.
     var length: UInt32
+    /// It came with payload, whatever has been cut off since.
+    let hasText: Bool
+    /// It had a SYN, whose window is never scaled (RFC 7323, 2.2).
+    let hadSyn: Bool
     /// Segments the sender sent for this packet: more than one if device or host joined them.
     var count: UInt32
     /// Payload bytes of the largest of them.
@@ -72,6 +76,8 @@ struct Segment {
         urgentPointer = header.load16(Header.urgentPointer)
         offset = headerLength
         length = packet.pointee.pkt.length &- headerLength
+        hasText = length > 0
+        hadSyn = flags & Flag.syn != 0
         options = Options(
             header + Int(Header.length), Int(headerLength &- Header.length),
             isSyn: header[Header.flags] & Flag.syn != 0)

@@ -106,6 +106,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         pointee.sndSmall = acknowledgment
         clear(.recoverSet)
         pointee.backoff = 0
+        pointee.attempts = 0
         pointee.waitingSince = 0
         stopRetransmit()
         pointee.receiveTuning = ReceiveTuning(start: pointee.rcvNxt, since: instance.now)

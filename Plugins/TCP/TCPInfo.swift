@@ -64,7 +64,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         }
         put8(0, InfoLayout.state(pointee.state))
         put8(1, recoveryNumber)
-        put8(2, UInt8(clamping: pointee.backoff))
+        put8(2, UInt8(clamping: pointee.attempts))
         put8(3, UInt8(clamping: pointee.keepProbes))
         put8(4, UInt8(clamping: pointee.backoff))
         // TCPI_OPT_TIMESTAMPS, TCPI_OPT_SACK, TCPI_OPT_WSCALE, TCPI_OPT_ECN, TCPI_OPT_ECN_SEEN,

@@ -10,7 +10,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
     var mayProbe: Bool {
         has(.sackPermitted) && pointee.recovery.state == .open && !pointee.recovery.isProbing
             && pointee.sendMap.sackedBytes == 0 && pointee.sendMap.waiting.first == nil && pointee.roundTrip.srtt != 0
-            && pointee.backoff == 0 && pointee.sndWnd > 0 && instance.isOn(.tailLossProbe)
+            && pointee.attempts == 0 && pointee.sndWnd > 0 && instance.isOn(.tailLossProbe)
     }
 
     /// 7.2: two round trips; a receiver that has one segment only may take its time.
@@ -40,7 +40,9 @@ extension UnsafeMutablePointer where Pointee == Connection {
 
     /// The last segment once more.
     private func repeatLast(_ network: Network, _ list: inout PacketList) -> Bool {
-        guard var range = pointee.sendMap.last, !range.pointee.has(.sacked) else { return false }
+        guard var range = pointee.sendMap.last, !range.pointee.has(.sacked),
+            range.pointee.end <= pointee.sndUna + pointee.sndWnd
+        else { return false }
         let hasFin = range.pointee.has(.fin)
         var length = range.pointee.length - (hasFin ? 1 : 0)
         if length > pointee.mss {

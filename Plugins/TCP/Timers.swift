@@ -53,7 +53,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
 
     /// RFC 7765: with too little in flight for duplicates to tell, the time counts from when the oldest was sent.
     private func counted(_ delay: UInt64, _ now: UInt64) -> UInt64 {
-        guard let first = pointee.sendMap.first, pointee.backoff == 0, pointee.recovery.state == .open,
+        guard let first = pointee.sendMap.first, pointee.attempts == 0, pointee.recovery.state == .open,
             pointee.sndNxt - pointee.sndUna + max(unsent, 0) < 4 * Int(pointee.mss)
         else { return delay }
         let age = now &- first.pointee.sentAt

@@ -274,7 +274,8 @@ package final class SenderFlow {
             }
         }
         let flight = outstanding - sackedBytes - (hasSentFin ? 1 : 0)
-        if flight > windowBound + mss {
+        // A tail loss probe, or the two segments of F-RTO (RFC 5682, 2.1 step 2b), may go beyond it.
+        if flight > windowBound + (timeoutAt != 0 ? 2 : 1) * mss {
             fail("\(flight) bytes in flight, slow start allows \(windowBound)")
         }
         if spent > budget {
@@ -314,6 +315,10 @@ package final class SenderFlow {
         guard distance(ack, una) >= 0, distance(ack, max) <= 0 else { return }
         let scale = segment.flags.contains(.syn) || ownScale == nil ? 0 : UInt32(peerScale ?? 0)
         let edge = ack &+ segment.window << scale
+        if let before = rightEdge, distance(before, una) <= 0, distance(edge, una) > 0 {
+            // What was sent before were probes of a closed window, whose intervals end with it (RFC 9293, 3.8.6.1).
+            backedOff = 0
+        }
         if rightEdge.map({ distance(edge, $0) > 0 }) ?? true { rightEdge = edge }
         if !isEstablished {
             isEstablished = true

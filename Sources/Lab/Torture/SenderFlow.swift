@@ -314,6 +314,8 @@ package final class SenderFlow {
         let scale = segment.flags.contains(.syn) || ownScale == nil ? 0 : UInt32(peerScale ?? 0)
         let edge = ack &+ segment.window << scale
         if rightEdge.map({ distance(edge, $0) > 0 }) ?? true { rightEdge = edge }
+        // Probes of a closed window have a back-off of their own, which ends with it.
+        if segment.window == 0 { backedOff = 0 }
         let isOpening = !isEstablished
         if isOpening {
             isEstablished = true

@@ -199,3 +199,39 @@ import Testing
         #expect(throws: KernelError.self) { try LinkSpec(parsing: text) }
     }
 }
+
+@Suite struct LinkBurstTests {
+    private func lost(_ spec: String, count: Int) throws -> [Int] {
+        let wire = try Wire(spec)
+        for number in 0..<count { wire.send([UInt8(number >> 8), UInt8(number & 255)] + [UInt8](repeating: 0, count: 98)) }
+        wire.network.run(for: .ms)
+        let kept = Set(wire.arrivals.map { Int($0.bytes[0]) << 8 | Int($0.bytes[1]) })
+        wire.finish()
+        return (0..<count).filter { !kept.contains($0) }
+    }
+
+    @Test func burstsLoseTheSameShareInLongerRuns() throws {
+        let single = try lost("loss 10% limit 30000", count: 20_000)
+        let bursts = try lost("loss 10% burst 8 limit 30000", count: 20_000)
+        func meanRun(_ list: [Int]) -> Double {
+            let runs = list.indices.count { $0 == 0 || list[$0] != list[$0 - 1] + 1 }
+            return Double(list.count) / Double(max(runs, 1))
+        }
+        #expect((1800...2200).contains(single.count))
+        #expect((1500...2500).contains(bursts.count))
+        #expect(meanRun(single) < 1.3)
+        #expect((6.0...10.0).contains(meanRun(bursts)))
+    }
+
+    @Test func theTwoWaysOfALinkMayDiffer() throws {
+        let network = VirtualNetwork()
+        let a = try network.addKernel("a")
+        let b = try network.addKernel("b")
+        var back = LinkSpec()
+        back.mtu = 576
+        let (endA, endB) = try network.link(a, "10.0.0.1/24", b, "10.0.0.2/24", LinkSpec(parsing: "mtu 1400"), back: back)
+        #expect(endA.interface?.raw.pointee.mtu == 1400)
+        #expect(endB.interface?.raw.pointee.mtu == 576)
+        network.shutdown()
+    }
+}

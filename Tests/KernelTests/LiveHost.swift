@@ -194,7 +194,8 @@ final class TestClient {
     func socket(type: Int32, protocol number: Int32 = 0) throws -> Descriptor {
         let request = alps_socket_request(domain: AF_INET, type: type, protocol: number, flags: 0)
         let answer = try ask(ALPS_OP_SOCKET, Self.bytes(request))
-        try #require(answer.frame.error == 0 && answer.descriptor >= 0)
+        try #require(answer.frame.error == 0, "errno \(answer.frame.error)")
+        try #require(answer.descriptor >= 0)
         _ = alps_ioctl_nonblocking(answer.descriptor)
         return Descriptor(handle: answer.load(alps_socket_info.self).handle, fd: answer.descriptor)
     }

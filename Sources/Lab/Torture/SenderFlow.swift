@@ -71,7 +71,6 @@ package final class SenderFlow {
     private var sentSinceTimeout: Int?
     /// What the time-out after the last one must at least be until a round trip has been measured; 0: anything.
     private var backedOff: UInt64 = 0
-    private var lastAdvance: UInt64 = 0
     private var usesTimestamps = false
 
     /// Segments put on the wire, and those of them sent before.
@@ -212,10 +211,10 @@ package final class SenderFlow {
     }
 
     /// RFC 6298, section 5: only a new measurement brings the time-out down again, not the acknowledgment of what was
-    /// sent twice. The timer was started by the last acknowledgment or by what was sent since.
+    /// sent twice. Whatever has started the timer, it was after the last time-out.
     private func checkKarn(_ now: UInt64, _ isOnTime: Bool) {
-        if backedOff != 0, !usesTimestamps, isOnTime, lastAdvance > timeoutAt {
-            let waited = now - lastAdvance
+        if backedOff != 0, !usesTimestamps, isOnTime {
+            let waited = now - timeoutAt
             if waited &+ 1_000_000 < backedOff {
                 fail("time-out after \(waited) ns, though it was backed off to \(backedOff) and nothing has been measured since")
             }
@@ -320,7 +319,10 @@ package final class SenderFlow {
             backedOff = 0
         }
         if rightEdge.map({ distance(edge, $0) > 0 }) ?? true { rightEdge = edge }
-        if !isEstablished {
+        // Probes of a closed window have a back-off of their own, which ends with it.
+        if segment.window == 0 { backedOff = 0 }
+        let isOpening = !isEstablished
+        if isOpening {
             isEstablished = true
             // RFC 6298, 5.7: data begin with a time-out of their own.
             backedOff = 0
@@ -329,10 +331,11 @@ package final class SenderFlow {
         let advance = distance(ack, una)
         if advance > 0 {
             una = ack
-            windowBound += advance
-            // In slow start each acknowledgment lets twice its bytes go; in recovery at least one segment.
-            budget += 2 * Swift.max(advance, mss)
-            lastAdvance = now
+            if !isOpening {
+                windowBound += advance
+                // In slow start each acknowledgment lets twice its bytes go; in recovery at least one segment.
+                budget += 2 * Swift.max(advance, mss)
+            }
             while firstUnacknowledged < unacknowledged.count,
                 distance(unacknowledged[firstUnacknowledged].start, una) < 0
             {

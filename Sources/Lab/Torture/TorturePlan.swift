@@ -144,6 +144,9 @@ extension TorturePlan.Application: CustomStringConvertible {
 }
 
 extension LinkSpec {
+    /// How long a packet waits behind a full queue, ns.
+    var longestQueue: UInt64 { rate == 0 ? 0 : UInt64(limit * mtu * 8) * 1_000_000_000 / rate }
+
     /// As `init(parsing:)` reads it.
     package var text: String {
         var words: [String] = []

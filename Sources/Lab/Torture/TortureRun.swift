@@ -255,13 +255,16 @@ package final class TortureRun {
     }
 
     /// Whether everything must arrive. On a lossy link all ARP requests may be lost, or everything until the server has
-    /// forgotten a SYN that it has answered: then there is no connection.
+    /// forgotten a SYN that it has answered, and a queue may hold packets for longer than that: then there is no
+    /// connection.
     private func isClean(_ index: Int) -> Bool {
         let connection = plan.connections[index]
         guard connection.isClean else { return false }
         guard let number = connection.link else { return true }
-        let isLossy = [plan.links[number].forward, plan.links[number].back].contains { $0.loss > 0 || $0.corrupt > 0 }
-        guard isLossy else { return true }
+        let isBad = [plan.links[number].forward, plan.links[number].back].contains {
+            $0.loss > 0 || $0.corrupt > 0 || $0.longestQueue > 10 * Self.second
+        }
+        guard isBad else { return true }
         let (client, server) = pairs[index]
         if client.outcome == .failed(ECONNRESET), !server.isStarted { return false }
         return ![client, server].contains { $0.outcome == .failed(EHOSTUNREACH) && !$0.isStarted }

@@ -243,7 +243,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
         pointee.recovery.canUndo = true
         pointee.recovery.hasRepeated = false
         pointee.recovery.undoBytes = 0
-        pointee.recovery.isTimeoutInDoubt = instance.isOn(.frto)
+        // RFC 5682, 2.1 step 1: not again before the recovery point is reached.
+        pointee.recovery.isTimeoutInDoubt = isNew && instance.isOn(.frto)
         pointee.recovery.sendsNewFirst = false
         pointee.recovery.isProbing = false
         pointee.recovery.reorderDeadline = 0

@@ -69,7 +69,7 @@ def test_an_idle_host_uses_no_cpu(stack):
 
 
 @pytest.mark.parametrize("command", [[], ["host"], ["up"], ["down"], ["run"], ["plugin"], ["plugin", "swap"], ["sysctl"],
-                                     ["netstat"], ["stat"], ["ps"], ["route"], ["arp"]])
+                                     ["netstat"], ["stat"], ["ps"], ["route"], ["arp"], ["pkt", "run"], ["torture"]])
 def test_help_of_every_command(command):
     result = subprocess.run([ALPS, *command, "--help"], capture_output=True, text=True)
     assert result.returncode == 0 and "USAGE" in result.stdout

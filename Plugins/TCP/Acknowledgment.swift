@@ -68,8 +68,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
     @inline(__always)
     private func updateSendWindow(_ segment: Segment, _ window: UInt32, isAdvance: Bool) {
         let isNewer =
-            isAdvance || (pointee.sndWl1 < segment.sequence && segment.acknowledgment == pointee.sndUna)
-            || (pointee.sndWl1 == segment.sequence && pointee.sndWl2 <= segment.acknowledgment
+            isAdvance || (pointee.sndWl1 < segment.number && segment.acknowledgment == pointee.sndUna)
+            || (pointee.sndWl1 == segment.number && pointee.sndWl2 <= segment.acknowledgment
                 && (window > pointee.sndWnd || window == 0))
         guard isNewer else { return }
         if window > pointee.sndWnd, segment.length == 0, pointee.sndWl2 == segment.acknowledgment {
@@ -77,7 +77,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         }
         let wasClosed = pointee.sndWnd == 0
         pointee.sndWnd = window
-        pointee.sndWl1 = segment.sequence
+        pointee.sndWl1 = segment.number
         pointee.sndWl2 = segment.acknowledgment
         if window > pointee.maxSndWnd { pointee.maxSndWnd = window }
         if wasClosed, window > 0, pointee.retransmitUse == .persist {

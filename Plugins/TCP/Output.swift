@@ -276,7 +276,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
         }
         space = min(space, 65535 << scale)
         // Rounding down a window that has not grown would move its edge back.
-        let field = space == current ? min((space &+ (1 << scale) &- 1) >> scale, 65535) : space >> scale
+        let kept = min((current &+ (1 << scale) &- 1) >> scale, 65535)
+        let field = max(kept, space >> scale)
         let edge = pointee.rcvNxt + (field << scale)
         if edge > pointee.rcvAdv { pointee.rcvAdv = edge }
         return UInt16(truncatingIfNeeded: field)

@@ -41,6 +41,8 @@ struct Segment {
     var offset: UInt32
     /// Bytes of payload.
     var length: UInt32
+    /// `sequence` as it came.
+    let number: SequenceNumber
     /// It came with payload, whatever has been cut off since.
     let hasText: Bool
     /// It had a SYN, whose window is never scaled (RFC 7323, 2.2).
@@ -70,6 +72,7 @@ struct Segment {
         let header = UnsafePointer(packet.pointee.data)
         self.packet = packet
         sequence = SequenceNumber(header.load32(Header.sequence))
+        number = sequence
         acknowledgment = SequenceNumber(header.load32(Header.acknowledgment))
         window = UInt32(header.load16(Header.window))
         flags = header[Header.flags]

@@ -25,13 +25,18 @@ extension UnsafeMutablePointer where Pointee == Connection {
     func probeTimedOut() {
         let instance = instance
         guard let network = instance.network, pointee.sndNxt > pointee.sndUna else { return }
-        instance.count(.tailLossProbes)
         var list = PacketList()
         pointee.recovery.isProbeRepeat = false
         if !sendOneNew(network, &list) {
-            guard repeatLast(network, &list) else { return restartLossTimer() }
             pointee.recovery.isProbeRepeat = true
+            guard repeatLast(network, &list) else {
+                // Nothing to probe with: the timer alone is left, and must be.
+                pointee.recovery.isProbing = true
+                pointee.recovery.probeEnd = pointee.sndNxt
+                return restartLossTimer()
+            }
         }
+        instance.count(.tailLossProbes)
         pointee.recovery.isProbing = true
         pointee.recovery.probeEnd = pointee.sndNxt
         if let first = list.first { transmit(network, first) }

@@ -125,8 +125,10 @@ import Testing
 
     @Test func anInitialWindowThatIsTooLargeIsFound() {
         let sender = Sender { $0.initialWindowSegments = 2 }
-        for index in 0..<3 { sender.send(1000 + 1460 * UInt32(index), 1460, at: 1000) }
-        // One more could be a tail loss probe.
+        for index in 0..<2 { sender.send(1000 + 1460 * UInt32(index), 1460, at: 1000) }
+        // One more, as a tail loss probe.
+        sender.flow.grantProbe()
+        sender.send(1000 + 2 * 1460, 1460, at: 1000)
         #expect(sender.faults == [])
         sender.send(1000 + 3 * 1460, 1460, at: 1000)
         #expect(sender.faults.contains { $0.contains("in flight, slow start allows 2920") })
@@ -136,11 +138,11 @@ import Testing
         let sender = Sender { $0.initialWindowSegments = 4 }
         for index in 0..<4 { sender.send(1000 + 1460 * UInt32(index), 1460, at: 1000) }
         sender.ack(1000 + 1460, at: 1050)
-        // Two for one, and the probe.
-        for index in 4..<7 { sender.send(1000 + 1460 * UInt32(index), 1460, at: 1050) }
+        // Two for one.
+        for index in 4..<6 { sender.send(1000 + 1460 * UInt32(index), 1460, at: 1050) }
         #expect(sender.faults == [])
-        sender.send(1000 + 7 * 1460, 1460, at: 1050)
-        #expect(!sender.faults.isEmpty)
+        sender.send(1000 + 6 * 1460, 1460, at: 1050)
+        #expect(sender.faults.contains { $0.contains("the acknowledgments so far allow 8760") })
     }
 
     @Test func aTimeOutThatComesTooEarlyIsFound() {

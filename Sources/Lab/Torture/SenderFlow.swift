@@ -273,8 +273,8 @@ package final class SenderFlow {
             }
         }
         let flight = outstanding - sackedBytes - (hasSentFin ? 1 : 0)
-        // A tail loss probe, or the two segments of F-RTO (RFC 5682, 2.1 step 2b), may go beyond it.
-        if flight > windowBound + (timeoutAt != 0 ? 2 : 1) * mss {
+        // A tail loss probe, and the two segments of F-RTO (RFC 5682, 2.1 step 2b), may go beyond it.
+        if flight > windowBound + (timeoutAt != 0 ? 3 : 1) * mss {
             fail("\(flight) bytes in flight, slow start allows \(windowBound)")
         }
         if spent > budget {
@@ -289,9 +289,12 @@ package final class SenderFlow {
         // RFC 6928, section 2, for the configured number of segments.
         let segments = settings.initialWindowSegments
         windowBound = min(segments * mss, Swift.max(2 * mss, segments * 1460))
-        // A tail loss probe may go as well (RFC 8985, section 7).
-        budget = windowBound + mss
+        budget = windowBound
     }
+
+    /// A tail loss probe goes whatever the congestion window says (RFC 8985, 7.3), and so does the first repetition of a
+    /// recovery (RFC 9937, 6.2).
+    package func grantProbe() { budget += mss }
 
     // MARK: The sender is told
 
@@ -311,7 +314,11 @@ package final class SenderFlow {
         }
         guard segment.flags.contains(.ack) else { return }
         let ack = segment.acknowledgment
-        guard distance(ack, una) >= 0, distance(ack, max) <= 0 else { return }
+        guard distance(ack, una) >= 0, distance(ack, max) <= 0 else {
+            // What an overtaken acknowledgment reports has arrived all the same.
+            for block in segment.sack { noteSacked(block.start, block.end) }
+            return
+        }
         let scale = segment.flags.contains(.syn) || ownScale == nil ? 0 : UInt32(peerScale ?? 0)
         let edge = ack &+ segment.window << scale
         if let before = rightEdge, distance(before, una) <= 0, distance(edge, una) > 0 {

@@ -21,7 +21,7 @@ package final class WireObserver {
         var salt: Int?
     }
 
-    /// A kernel's count of retransmission time-outs, and how far it has been looked at.
+    /// A kernel's count of retransmission time-outs, or of tail loss probes, and how far it has been looked at.
     private struct Timeouts {
         var counter: UnsafePointer<UInt64>?
         var seen: UInt64 = 0
@@ -40,6 +40,9 @@ package final class WireObserver {
     /// SYNs that have come before the answer has made a flow, by the answer's key.
     private var openings: [WireSegment.Key: WireSegment] = [:]
     private var timeouts: [Timeouts]
+    private var probes: [Timeouts]
+    /// The same of ends of the reordering window.
+    private var reorderings: [Timeouts]
     private let scratch = UnsafeMutableRawBufferPointer.allocate(byteCount: 256, alignment: 8)
 
     /// What must not have happened.
@@ -56,6 +59,8 @@ package final class WireObserver {
         self.network = network
         self.settings = settings
         timeouts = network.kernels.map { Timeouts(counter: $0.counters.place("tcp", "rexmttimeo")) }
+        probes = network.kernels.map { Timeouts(counter: $0.counters.place("tcp", "tlpsnt")) }
+        reorderings = network.kernels.map { Timeouts(counter: $0.counters.place("tcp", "racktimeo")) }
     }
 
     deinit { scratch.deallocate() }
@@ -109,6 +114,10 @@ package final class WireObserver {
         checkSize(frame, segment, flow, total)
         // A time-out sends at once, so the first segment after it is its own.
         let isTimeout = segment.space > 0 && timeouts[end.kernel].look()
+        if segment.space > 0 {
+            if probes[end.kernel].look() { flow.sender.grantProbe() }
+            if reorderings[end.kernel].look() { flow.sender.grantProbe() }
+        }
         flow.sender.emitted(
             segment, at: now, isTimeout: isTimeout, isOnTime: end.arpAt == 0 || end.arpAt < flow.sender.lastHeard)
     }
@@ -168,9 +177,9 @@ package final class WireObserver {
         let key = segment.key.reversed
         if let flow = flows[key] {
             flow.sender.arrived(segment, at: network.clock.now)
-        } else if segment.flags.contains(.syn) {
-            openings[key] = segment
         }
+        // The answer may begin a new flow, of a listener that has forgotten the old one.
+        if segment.flags.contains(.syn) { openings[key] = segment }
     }
 
     // MARK: Trace

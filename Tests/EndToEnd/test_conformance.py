@@ -1,4 +1,4 @@
-"""docs/conformance.md names tests that exist, and no MUST is open."""
+"""docs/conformance.md names tests and packet scripts that exist, and no MUST is open."""
 
 import pathlib
 import re
@@ -46,6 +46,9 @@ def test_every_row_is_whole_and_names_tests_that_exist():
         assert level in LEVELS and state in STATES, f"line {number}: level '{level}', state '{state}'"
         named = re.findall(r"`([A-Z]\w+\.\w+|\w+\.py::\w+)`", notes)
         missing = [name for name in named if name not in known]
+        scripts = re.findall(r"`([\w-]+/[\w-]+\.pkt)`", notes)
+        missing += [name for name in scripts if not (ROOT / "Tests" / "Packets" / name).is_file()]
+        named += scripts
         assert not missing, f"line {number} ({source}): no test is called {', '.join(missing)}"
         assert state != "done" or named, f"line {number} ({source}): what shows that it is done?"
         assert state == "done" or notes, f"line {number} ({source}): say why"

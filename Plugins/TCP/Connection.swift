@@ -242,6 +242,9 @@ struct ConnectionTotals {
     var outOfOrder: UInt32
     var markedSegmentsIn: UInt32
     var duplicateReports: UInt32
+    /// Segments known to have arrived, and of those the ones whose acknowledgment told of a mark.
+    var delivered: UInt32
+    var deliveredMarked: UInt32
     var timeouts: UInt32
     var bytesAcked: UInt64
     var bytesReceived: UInt64

@@ -119,7 +119,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
 // MARK: Server
 
 extension UnsafeMutablePointer where Pointee == Instance {
-    /// RFC 7413, 4.1.2: only we can make it, for one client. Addresses of four bytes are hashed as one word.
+    /// RFC 7413, 4.1.2: only we can make it, for one client.
     func makeCookie(_ conn: UnsafePointer<alps_conn>) -> FastOpenCookie {
         var hash = SipHash(pointee.fastOpenKey)
         let remote = conn.pointee.remote.halves

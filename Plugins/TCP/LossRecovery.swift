@@ -106,6 +106,11 @@ extension UnsafeMutablePointer where Pointee == Connection {
 
     /// Acts on what an acknowledgment has told of loss; cwnd is right afterwards.
     func react(_ summary: inout AcknowledgmentSummary) {
+        if summary.delivered > 0 {
+            let segments = (summary.delivered &+ pointee.mss &- 1) / pointee.mss
+            pointee.totals.delivered &+= segments
+            if summary.isMarked { pointee.totals.deliveredMarked &+= segments }
+        }
         if pointee.recovery.isProbing { considerProbe(summary) }
         if summary.reportsDuplicate { duplicateReported() }
         findLosses(&summary)

@@ -9,6 +9,8 @@ enum SysctlMap {
         case milliseconds, seconds
         /// Linux's "minimum default maximum" of a buffer: the default is kept.
         case bufferDefault
+        /// On if it is not 0, off if it is not 0, on from 3 up.
+        case switched, inverted, fromThree
     }
 
     struct Rule {
@@ -73,12 +75,14 @@ enum SysctlMap {
         rule("net.ipv4.ip_default_ttl net.inet.ip.ttl", "net.inet.ip.ttl"),
         rule("net.inet.udp.blackhole", "net.inet.udp.blackhole"),
         rule("net.inet.icmp.icmplim net.ipv4.icmp_msgs_per_sec", "net.inet.icmp.icmplim"),
-        rule("net.ipv4.tcp_fastopen", "net.inet.tcp.fastopen", fixed: []),
-        rule("net.inet.tcp.fastopen.server_enable", "net.inet.tcp.fastopen.server_enable", fixed: ["0"]),
-        rule("net.inet.tcp.fastopen.client_enable", "net.inet.tcp.fastopen.client_enable", fixed: ["0"]),
+        rule("net.ipv4.tcp_frto", "net.inet.tcp.frto", .switched),
+        rule("net.ipv4.tcp_early_retrans", "net.inet.tcp.tlp", .fromThree),
+        rule("net.ipv4.tcp_slow_start_after_idle", "net.inet.tcp.newcwv", .inverted),
+        rule("net.ipv4.tcp_moderate_rcvbuf net.inet.tcp.recvbuf_auto", "net.inet.tcp.recvbuf_auto", .switched),
+        rule("net.inet.tcp.sendbuf_auto", "net.inet.tcp.sendbuf_auto", .switched),
         rule("net.ipv4.tcp_congestion_control net.inet.tcp.cc.algorithm", fixed: ["reno", "newreno"]),
-        rule("net.ipv4.tcp_recovery", "net.inet.tcp.rack", fixed: []),
-        rule("net.ipv4.tcp_mtu_probing", "net.inet.tcp.pmtud_blackhole_detection", fixed: ["0"]),
+        rule("net.ipv4.tcp_recovery", fixed: ["1"]),
+        rule("net.ipv4.tcp_mtu_probing", "net.inet.tcp.pmtud_blackhole_detection", .switched),
         rule("net.ipv4.tcp_stdurg", fixed: ["0"]),
         rule("net.ipv4.tcp_abort_on_overflow", fixed: ["0"]),
     ]
@@ -94,10 +98,9 @@ enum SysctlMap {
         "net.inet.tcp.v6*", "net.inet6.*", "net.inet.tcp.rfc6675_pipe", "net.inet.tcp.rfc3042", "net.inet.tcp.rfc3390",
         "net.inet.tcp.icmp_may_rst", "net.inet.tcp.insecure_*", "net.inet.tcp.ts_offset_per_conn",
         "net.ipv4.tcp_no_metrics_save", "net.ipv4.tcp_no_ssthresh_metrics_save", "net.ipv4.tcp_pacing_*",
-        "net.ipv4.tcp_fack", "net.ipv4.tcp_frto", "net.ipv4.tcp_early_retrans", "net.ipv4.tcp_reordering",
-        "net.ipv4.tcp_max_reordering", "net.ipv4.tcp_slow_start_after_idle", "net.ipv4.tcp_tso_win_divisor",
+        "net.ipv4.tcp_fack", "net.ipv4.tcp_reordering", "net.ipv4.tcp_max_reordering", "net.ipv4.tcp_tso_win_divisor",
         "net.ipv4.tcp_min_tso_segs", "net.ipv4.tcp_tso_rtt_log", "net.ipv4.tcp_limit_output_bytes",
-        "net.ipv4.tcp_autocorking", "net.ipv4.tcp_moderate_rcvbuf", "net.ipv4.tcp_notsent_lowat",
+        "net.ipv4.tcp_autocorking", "net.ipv4.tcp_notsent_lowat",
         "net.ipv4.tcp_fastopen_key", "net.ipv4.tcp_fastopen_blackhole_timeout_sec", "net.ipv4.tcp_syn_retries",
         "net.ipv4.tcp_syn_linear_timeouts", "net.ipv4.tcp_max_syn_backlog", "net.ipv4.tcp_retries1",
         "net.ipv4.tcp_comp_sack_*", "net.ipv4.tcp_backlog_ack_defer", "net.ipv4.tcp_invalid_ratelimit",
@@ -116,9 +119,19 @@ enum SysctlMap {
         ignored.contains { $0.hasSuffix("*") ? name.hasPrefix($0.dropLast()) : $0 == name }
     }
 
+    /// Linux's one number for Fast Open: 1 for clients, 2 for listeners that ask for it; the other bits do without cookies.
+    private static func setFastOpen(_ value: String, _ tunables: TunableRegistry) throws {
+        guard let bits = Int64(value), (0...3).contains(bits) else {
+            throw ScriptFault.unsupported("sysctl net.ipv4.tcp_fastopen=\(value): it can only be 0 to 3")
+        }
+        try store("net.inet.tcp.fastopen.client_enable", bits & 1 != 0 ? "1" : "0", tunables)
+        try store("net.inet.tcp.fastopen.server_enable", bits & 2 != 0 ? "1" : "0", tunables)
+    }
+
     /// Sets what `name=value` asks for. Throws a clear line if it cannot be had.
     static func set(_ name: String, _ value: String, in tunables: TunableRegistry) throws {
         let name = name.replacingOccurrences(of: "/", with: ".")
+        if name == "net.ipv4.tcp_fastopen" { return try setFastOpen(value, tunables) }
         guard let rule = rules.first(where: { $0.names.contains(name) }) else {
             // Our own names are as good as anybody's.
             if !isIgnored(name) {
@@ -144,6 +157,12 @@ enum SysctlMap {
     private static func converted(_ value: String, _ unit: Unit, _ name: String) throws -> String {
         switch unit {
         case .number: return name.hasSuffix("_us") ? value + "us" : value
+        case .switched, .inverted, .fromThree:
+            guard let number = Int64(value) else {
+                throw ScriptFault.syntax("sysctl \(name)=\(value): expected a number")
+            }
+            let isOn = unit == .fromThree ? number >= 3 : number != 0
+            return isOn == (unit != .inverted) ? "1" : "0"
         case .milliseconds: return value + "ms"
         case .seconds: return value + "s"
         case .bufferDefault:
@@ -179,12 +198,13 @@ enum SysctlMap {
             settings = [
                 ("kern.ipc.recvspace", "540000"), ("kern.ipc.sendspace", "262144"),
                 ("net.inet.tcp.recvbuf_max", "15728640"), ("net.inet.tcp.rexmit_min", "200ms"),
-                ("net.inet.tcp.option_order", "0"),
+                ("net.inet.tcp.option_order", "0"), ("net.inet.tcp.newcwv", "0"),
             ]
         case .bsd:
             settings = [
                 ("kern.ipc.maxsockbuf", "2097152"), ("kern.ipc.recvspace", "65536"), ("kern.ipc.sendspace", "32768"),
                 ("net.inet.tcp.recvbuf_max", "2097152"), ("net.inet.tcp.option_order", "1"),
+                ("net.inet.tcp.newcwv", "0"), ("net.inet.tcp.tlp", "0"), ("net.inet.tcp.frto", "0"),
             ]
         }
         for (name, value) in settings where tunables.get(name) != nil { try store(name, value, tunables) }

@@ -16,7 +16,8 @@ final class LiveHost {
     init(name: String = "test", plugins: [String] = ["ipv4", "icmp", "udp", "tcp"]) throws {
         descriptorsBefore = Self.descriptors()
         path = NSTemporaryDirectory() + "alps-\(getpid())-\(UInt32.random(in: 0 ... .max)).sock"
-        kernel = Kernel(KernelConfiguration(name: name, seed: 7))
+        // Hosts of one name and one seed would give their sockets the same names in the system, and tests run side by side.
+        kernel = Kernel(KernelConfiguration(name: name, seed: .random(in: 1 ... .max)))
         reactor = try Reactor(kernel: kernel)
         kernel.reactor = reactor
         server = try ControlServer(kernel: kernel, path: path)

@@ -23,7 +23,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
             // The application may have shut it down already.
             if pointee.state == .synReceived { established() }
             if pointee.sndNxt > pointee.sndUna { restartLossTimer() }
-            if ack == pointee.sndUna { return true }
+            if ack == pointee.sndUna, segment.options.sackCount == 0 { return true }
         }
 
         let advance = ack - pointee.sndUna
@@ -41,6 +41,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         let window = segment.window << (segment.hadSyn ? 0 : UInt32(pointee.sndScale))
         var summary = AcknowledgmentSummary.nothing
         summary.priorPipe = pipe
+        summary.priorHighest = pointee.recovery.highest
         summary.isMarked = has(.ecn) && segment.has(Flag.ece)
         if segment.options.hasTimestamp { summary.echo = segment.options.echo }
         if segment.options.sackCount > 0, has(.sackPermitted) { takeSacks(segment, &summary) }
@@ -132,6 +133,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
             instance.sockets.pointee.send_drop(
                 instance.socketLayer, socket, socket.pointee.snd.head &+ UInt64(bytes))
         }
+        pointee.isMoreReleased = true
         if pointee.sndNxt < ack { pointee.sndNxt = ack }
         if pointee.sndUp < ack { pointee.sndUp = ack }
         if pointee.sndSmall < ack { pointee.sndSmall = ack }
@@ -145,6 +147,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
     /// The SYN, ACK acknowledges data that went with our SYN.
     func acknowledgeSynData(_ segment: Segment) {
         var summary = AcknowledgmentSummary.nothing
+        summary.priorHighest = pointee.recovery.highest
         let ack = segment.acknowledgment
         _ = newAck(ack, UInt32(truncatingIfNeeded: ack - pointee.sndUna), segment.options, &summary)
     }
@@ -195,7 +198,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         pointee.backoff = 0
         pointee.roundTrip.add(
             sample, floor: instance.nanoseconds(.minimumRTO), ceiling: instance.nanoseconds(.maximumRTO),
-            granularity: UInt64(ALPS_NSEC_PER_MSEC))
+            granularity: max(instance.nanoseconds(.variationFloor), UInt64(ALPS_NSEC_PER_MSEC)))
     }
 
     // MARK: FIN of ours acknowledged

@@ -13,6 +13,8 @@ struct Congestion {
     /// The sender stopped at `cwnd` in the round trip under way; a window that is not used is not opened further
     /// (RFC 7661, RFC 9293 by way of RFC 5681).
     var isWindowLimited: Bool
+    /// The most that was in flight in that round trip, bytes.
+    var mostInFlight: UInt32
     /// Memory of the algorithm's own.
     var privateState: [32 of UInt64]
 
@@ -21,10 +23,12 @@ struct Congestion {
 
 enum CongestionAlgorithm: UInt8 {
     case newReno = 0
+    case cubic = 1
 
     var name: StaticString {
         switch self {
         case .newReno: return "newreno"
+        case .cubic: return "cubic"
         }
     }
 }
@@ -35,7 +39,7 @@ struct AcknowledgmentSample {
     var acked: UInt32
     var mss: UInt32
     var now: UInt64
-    /// Latest round-trip time, 0 if this acknowledgment measured none.
+    /// Smoothed round-trip time.
     var roundTrip: UInt64
 }
 
@@ -46,8 +50,20 @@ extension Congestion {
         cwnd = isSynLost ? mss : Congestion.initialWindow(mss: mss, segments: initialSegments)
         ssthresh = Congestion.unlimited
         isWindowLimited = false
+        mostInFlight = 0
         switch algorithm {
         case .newReno: newRenoBegin()
+        case .cubic: cubicBegin()
+        }
+    }
+
+    /// Another algorithm from here on; the window stays.
+    mutating func choose(_ algorithm: CongestionAlgorithm) {
+        guard algorithm != self.algorithm else { return }
+        self.algorithm = algorithm
+        switch algorithm {
+        case .newReno: newRenoBegin()
+        case .cubic: cubicBegin()
         }
     }
 
@@ -61,6 +77,7 @@ extension Congestion {
     mutating func acknowledged(_ sample: AcknowledgmentSample) {
         switch algorithm {
         case .newReno: newRenoAcknowledged(sample)
+        case .cubic: cubicAcknowledged(sample)
         }
     }
 
@@ -68,6 +85,7 @@ extension Congestion {
     mutating func reduce(flight: UInt32, mss: UInt32) {
         switch algorithm {
         case .newReno: newRenoReduce(flight: flight, mss: mss)
+        case .cubic: cubicReduce(flight: flight, mss: mss)
         }
     }
 
@@ -89,6 +107,11 @@ extension Congestion {
     mutating func restartAfterIdle(initialWindow: UInt32) {
         if cwnd > initialWindow { cwnd = initialWindow }
     }
+
+    /// Whether the window is what holds the sender back. In slow start more than half of it in use will do: what is
+    /// acknowledged would double it.
+    @inline(__always)
+    var isInUse: Bool { isWindowLimited || (isSlowStart && cwnd < 2 &* mostInFlight) }
 
     @inline(__always)
     var isSlowStart: Bool { cwnd < ssthresh }

@@ -140,12 +140,18 @@ struct Connection {
     var sndScale: UInt8
     var rcvScale: UInt8
     var congestion: Congestion
+    /// Behind the round trip whose use of `cwnd` is being watched; the output under way stopped at `cwnd`.
+    var windowUseEnd: SequenceNumber
+    var isHeldByWindow: Bool
+    /// MSG_MORE holds a segment back until the next acknowledgment, which has come.
+    var isMoreReleased: Bool
     /// Duplicate acknowledgments in a row, of a peer without SACK.
     var dupAcks: UInt32
     var sendMap: SendMap
     var recovery: LossRecovery
     var pathProbe: PathMTUProbe
     var validation: WindowValidation
+    var sendTimes: SendTimes
     var pacing: Pacing
     /// Payload of a full segment, options subtracted.
     var mss: UInt32
@@ -219,7 +225,6 @@ struct Connection {
     var linger2: UInt64
     var deferAccept: UInt32
     var windowClamp: UInt32
-    var notSentLowWater: UInt32
 
     // Of a listener.
     var embryonicCount: UInt32
@@ -227,6 +232,15 @@ struct Connection {
     var fastOpenBacklog: UInt32
     var fastOpenPending: UInt32
     /// Of such a connection: who made it.
+    var establishedAt: UInt64
+    /// Data of a SYN has been taken, by the peer or from it.
+    var isSynDataTaken: Bool
+    /// TCP_FASTOPEN_KEY: how many keys a listener has, the one for new cookies, and one whose cookies are still good.
+    var fastOpenKeys: UInt8
+    /// TCP_FASTOPEN_NO_COOKIE.
+    var fastOpenNoCookie: Bool
+    var fastOpenKey: SecretKey
+    var fastOpenBackupKey: SecretKey
     var fastOpenListener: ConnectionPointer?
 
     // For TCP_INFO.
@@ -309,7 +323,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
     /// The beginning of any connection, a second one on the same socket included.
     func reset() {
         pointee.roundTrip = RoundTripEstimator(initialRTO: instance.nanoseconds(.initialRTO))
-        pointee.congestion.algorithm = .newReno
+        pointee.congestion.algorithm = instance.setting(.congestionControl) == 1 ? .cubic : .newReno
         pointee.mss = UInt32(truncatingIfNeeded: instance.setting(.defaultMSS))
         pointee.rcvMSS = min(pointee.mss, 536)
         pointee.quickAcks = UInt32(truncatingIfNeeded: instance.setting(.quickAcks))

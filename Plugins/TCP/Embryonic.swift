@@ -26,6 +26,9 @@ struct Embryonic {
     var hasECN: Bool
     /// The SYN, ACK carries a Fast Open cookie.
     var givesCookie: Bool
+    var isExperimental: Bool
+    /// A SYN cookie has the options in the low bits of its timestamp.
+    var isCookie: Bool
     var retransmits: UInt32
     var advertisedWindow: UInt32
     var sentAt: UInt64
@@ -120,9 +123,14 @@ extension UnsafeMutablePointer where Pointee == Instance {
             mss: UInt16(truncatingIfNeeded: entry.pointee.advertisedMSS),
             windowScale: entry.pointee.hasScaling ? entry.pointee.rcvScale : nil,
             timestamp: entry.pointee.hasTimestamps
-                ? (timestampClock &+ entry.pointee.timestampOffset, entry.pointee.tsRecent) : nil,
+                ? (
+                    (entry.pointee.isCookie ? cookieClock(entry) : timestampClock) &+ entry.pointee.timestampOffset,
+                    entry.pointee.tsRecent
+                ) : nil,
             sackPermitted: entry.pointee.isSackPermitted, isScaleLast: setting(.optionOrder) == 0,
-            cookie: entry.pointee.givesCookie ? makeCookie(&entry.pointee.conn) : nil)
+            cookie: entry.pointee.givesCookie
+                ? makeCookie(&entry.pointee.conn, fastOpenKey(entry.pointee.listener)) : nil,
+            isExperimental: entry.pointee.isExperimental)
         entry.pointee.sentAt = now
         emit(
             network, &netpcb, conn: &entry.pointee.conn, sequence: entry.pointee.iss, acknowledgment: entry.rcvNxt,

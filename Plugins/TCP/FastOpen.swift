@@ -24,6 +24,16 @@ enum FastOpenCache {
 
 extension Options {
     static var fastOpenKind: UInt8 { 34 }
+    /// The experimental option in which Fast Open began (RFC 6994, RFC 7413, 8): kind and magic number.
+    static var experimentKind: UInt8 { 254 }
+    static var fastOpenMagic: UInt16 { 0xf989 }
+}
+
+/// TCP_FASTOPEN_KEY and net.inet.tcp.fastopen.key0.
+enum FastOpenKey {
+    /// As the first half: a key nobody knows.
+    static var random: Int64 { .min }
+    static var length: UInt32 { 16 }
 }
 
 // MARK: Client
@@ -70,10 +80,16 @@ extension UnsafeMutablePointer where Pointee == Instance {
 }
 
 extension UnsafeMutablePointer where Pointee == Connection {
+    /// Data goes with the SYN even if the server has not given a cookie.
+    private var opensWithoutCookie: Bool {
+        pointee.fastOpenNoCookie || instance.setting(.fastOpenCookieless) & 1 != 0
+    }
+
     /// TCP_FASTOPEN_CONNECT with a cookie at hand: connect is done before anything is sent, and the SYN goes with the
     /// first data. False: an ordinary open.
     func defersSyn() -> Bool {
-        guard has(.fastOpenConnect), instance.isOn(.fastOpenClient), instance.fastOpenEntry(pointee.conn.remote) != nil
+        guard has(.fastOpenConnect), instance.isOn(.fastOpenClient),
+            opensWithoutCookie || instance.fastOpenEntry(pointee.conn.remote) != nil
         else { return false }
         set(.synDeferred)
         instance.sockets.pointee.is_connected(instance.socketLayer, socket)
@@ -91,14 +107,18 @@ extension UnsafeMutablePointer where Pointee == Connection {
     /// The cookie of a SYN that is sent for the first time; nil: none.
     var cookieToSend: FastOpenCookie? {
         guard has(.fastOpenConnect), instance.isOn(.fastOpenClient) else { return nil }
-        guard has(.fastOpened), let entry = instance.fastOpenEntry(pointee.conn.remote) else { return .request }
+        guard has(.fastOpened), let entry = instance.fastOpenEntry(pointee.conn.remote) else {
+            return opensWithoutCookie ? nil : .request
+        }
         return entry.pointee.cookie
     }
 
     /// How much of what is written a first SYN takes: a segment as the server took them last time, less the options.
     var synDataLength: UInt32 {
-        guard has(.fastOpened), let entry = instance.fastOpenEntry(pointee.conn.remote) else { return 0 }
-        let room = min(entry.pointee.mss, pointee.advertisedMSS)
+        guard has(.fastOpened) else { return 0 }
+        let entry = instance.fastOpenEntry(pointee.conn.remote)
+        guard entry != nil || opensWithoutCookie else { return 0 }
+        let room = min(entry?.pointee.mss ?? instance.defaultMSS(netpcb), pointee.advertisedMSS)
         let waiting = socket.pointee.snd.tail &- socket.pointee.snd.head
         return UInt32(truncatingIfNeeded: min(UInt64(room > 40 ? room - 40 : 0), waiting))
     }
@@ -107,6 +127,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
     func concludeSynData(_ segment: Segment) {
         guard pointee.sndNxt > pointee.sndUna else { return }
         if segment.acknowledgment > pointee.sndUna {
+            pointee.isSynDataTaken = true
             acknowledgeSynData(segment)
             instance.count(.fastOpens)
         } else {
@@ -119,15 +140,28 @@ extension UnsafeMutablePointer where Pointee == Connection {
 // MARK: Server
 
 extension UnsafeMutablePointer where Pointee == Instance {
-    /// RFC 7413, 4.1.2: only we can make it, for one client.
-    func makeCookie(_ conn: UnsafePointer<alps_conn>) -> FastOpenCookie {
-        var hash = SipHash(pointee.fastOpenKey)
+    /// The key of the cookies of a listener: its own, that of the settings, or a random one.
+    func fastOpenKey(_ listener: ConnectionPointer?) -> SecretKey {
+        if let listener, listener.pointee.fastOpenKeys > 0 { return listener.pointee.fastOpenKey }
+        let low = setting(.fastOpenKeyLow)
+        guard low != FastOpenKey.random else { return pointee.fastOpenKey }
+        return SecretKey(k0: UInt64(bitPattern: low), k1: UInt64(bitPattern: setting(.fastOpenKeyHigh)))
+    }
+
+    /// RFC 7413, 4.1.2: only we can make it, for one client. Made as Linux does, so that hosts which share a key and an
+    /// address take each other's.
+    func makeCookie(_ conn: UnsafePointer<alps_conn>, _ key: SecretKey) -> FastOpenCookie {
+        var hash = SipHash(key)
         let remote = conn.pointee.remote.halves
         let local = conn.pointee.local.halves
-        hash.add(remote.0)
-        hash.add(remote.1)
-        hash.add(local.0)
-        hash.add(local.1)
+        if conn.pointee.family == UInt16(ALPS_AF_INET) {
+            hash.add(remote.0 & 0xffff_ffff | local.0 << 32)
+        } else {
+            hash.add(remote.0)
+            hash.add(remote.1)
+            hash.add(local.0)
+            hash.add(local.1)
+        }
         var value = hash.finish()
         var cookie = FastOpenCookie.request
         cookie.length = 8
@@ -140,34 +174,49 @@ extension UnsafeMutablePointer where Pointee == Instance {
         return cookie
     }
 
+    private func isCookie(_ given: FastOpenCookie, _ conn: UnsafePointer<alps_conn>, _ key: SecretKey) -> Bool {
+        let right = makeCookie(conn, key)
+        var at = 0
+        var difference: UInt8 = 0
+        while at < 8 {
+            difference |= given.bytes[at] ^ right.bytes[at]
+            at += 1
+        }
+        return difference == 0
+    }
+
     /// A SYN to a listener with TCP_FASTOPEN. True: it had our cookie, and the connection is there already.
     /// `gives`: it wants, or needs, a cookie.
     func openFast(
         _ listener: ConnectionPointer, _ segment: inout Segment, _ network: Network, gives: inout Bool
     ) -> Bool {
-        guard listener.pointee.fastOpenBacklog > 0, isOn(.fastOpenServer), segment.options.hasFastOpen else {
+        guard isOn(.fastOpenServer), listener.pointee.fastOpenBacklog > 0 || isOn(.fastOpenAllListeners) else {
             return false
         }
-        gives = true
-        guard segment.options.cookieLength == 8 else { return false }
+        let needsCookie = setting(.fastOpenCookieless) & 2 == 0 && !listener.pointee.fastOpenNoCookie
+        if needsCookie {
+            gives = segment.options.hasFastOpen
+            guard segment.options.cookieLength == 8 else { return false }
+        } else {
+            guard segment.options.hasFastOpen || segment.length > 0 else { return false }
+        }
         var entry = Embryonic.empty(listener)
         return withUnsafeMutablePointer(to: &entry) { entry in
             fill(entry, listener, segment, network)
-            let given = cookie(segment)
-            let right = makeCookie(&entry.pointee.conn)
-            var at = 0
-            var difference: UInt8 = 0
-            while at < 8 {
-                difference |= given.bytes[at] ^ right.bytes[at]
-                at += 1
-            }
-            guard difference == 0 else {
-                count(.fastOpenBadCookies)
-                return false
+            if needsCookie {
+                let given = cookie(segment)
+                guard isCookie(given, &entry.pointee.conn, fastOpenKey(listener))
+                    || (listener.pointee.fastOpenKeys > 1
+                        && isCookie(given, &entry.pointee.conn, listener.pointee.fastOpenBackupKey))
+                else {
+                    count(.fastOpenBadCookies)
+                    return false
+                }
             }
             gives = false
             // Section 5.1: a bound on connections that nobody has confirmed.
-            guard listener.pointee.fastOpenPending < listener.pointee.fastOpenBacklog else {
+            let most = listener.pointee.fastOpenBacklog > 0 ? listener.pointee.fastOpenBacklog : listener.pointee.socket.pointee.backlog
+            guard listener.pointee.fastOpenPending < most else {
                 count(.fastOpenOverflows)
                 return false
             }
@@ -208,7 +257,10 @@ extension UnsafeMutablePointer where Pointee == Connection {
         segment.flags &= ~(Flag.syn | Flag.fin)
         let window = receiveWindow
         if Int(segment.length) > window { segment.length = UInt32(truncatingIfNeeded: window) }
-        if segment.length > 0 { _ = processText(&segment) }
+        if segment.length > 0 {
+            pointee.isSynDataTaken = true
+            _ = processText(&segment)
+        }
         sendSyn()
         clear([.ackNow, .ackDelayed])
         armRetransmit()

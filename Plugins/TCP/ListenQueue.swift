@@ -42,7 +42,12 @@ extension UnsafeMutablePointer where Pointee == Instance {
         }
         var segment = segment
         var givesCookie = false
-        if segment.options.hasFastOpen, openFast(listener, &segment, network, gives: &givesCookie) { return }
+        if segment.options.hasFastOpen || segment.length > 0,
+            openFast(listener, &segment, network, gives: &givesCookie)
+        {
+            return
+        }
+        if setting(.cookies) == 2, !givesCookie { return sendCookie(listener, segment, network) }
         let limit = max(Int64(head.pointee.backlog), 8)
         guard Int64(listener.pointee.embryonicCount) < limit,
             Int64(pointee.embryonics.count) < setting(.cacheLimit)
@@ -57,6 +62,7 @@ extension UnsafeMutablePointer where Pointee == Instance {
         }
         fill(entry, listener, segment, network)
         entry.pointee.givesCookie = givesCookie
+        entry.pointee.isExperimental = segment.options.isExperimental
         if let previous, entry.pointee.iss <= previous {
             entry.pointee.iss = previous + 64_000 + UInt32(truncatingIfNeeded: services.random & 0xffff)
         }
@@ -99,7 +105,7 @@ extension UnsafeMutablePointer where Pointee == Instance {
         entry.pointee.isSackPermitted = options.isSackPermitted && isOn(.sack)
         entry.pointee.hasECN = grantsECN && isECNSetup(segment)
         let limit = head.pointee.rcv.limit
-        entry.pointee.rcvScale = entry.pointee.hasScaling ? windowScale(limit) : 0
+        entry.pointee.rcvScale = entry.pointee.hasScaling ? windowScale(head) : 0
         entry.pointee.advertisedWindow = min(limit, 65535)
         var netpcb = attachment(entry)
         entry.pointee.peerMSS = options.hasMSS ? believe(mss: options.mss) : defaultMSS(&netpcb)
@@ -219,15 +225,37 @@ extension UnsafeMutablePointer where Pointee == Instance {
         return SequenceNumber(UInt32(truncatingIfNeeded: hash.finish()) & ~7 | index)
     }
 
-    /// Answers a SYN and remembers nothing. Options other than MSS cannot be told.
+    /// What the low bits of a cookie's timestamp tell: the peer's window scale (15: none), SACK, ECN.
+    private enum CookieOptions {
+        static var count: UInt32 { 6 }
+        static var mask: UInt32 { (1 << count) - 1 }
+        static var noScale: UInt32 { 15 }
+        static var sack: UInt32 { 1 << 4 }
+        static var ecn: UInt32 { 1 << 5 }
+    }
+
+    /// The clock with the options in its low bits, not ahead of the true one.
+    func cookieClock(_ entry: EmbryonicPointer) -> UInt32 {
+        var bits = entry.pointee.hasScaling ? UInt32(entry.pointee.sndScale) : CookieOptions.noScale
+        if entry.pointee.isSackPermitted { bits |= CookieOptions.sack }
+        if entry.pointee.hasECN { bits |= CookieOptions.ecn }
+        let clock = timestampClock
+        let value = clock & ~CookieOptions.mask | bits
+        return value > clock ? value &- (1 << CookieOptions.count) : value
+    }
+
+    /// Answers a SYN and remembers nothing: the MSS is in the cookie, the other options are in the timestamp, if the peer
+    /// has timestamps; else there are none (RFC 4987, 3.6).
     private func sendCookie(_ listener: ConnectionPointer, _ segment: Segment, _ network: Network) {
         var entry = Embryonic.empty(listener)
         withUnsafeMutablePointer(to: &entry) { entry in
             fill(entry, listener, segment, network)
-            entry.pointee.hasScaling = false
-            entry.pointee.hasTimestamps = false
-            entry.pointee.isSackPermitted = false
-            entry.pointee.hasECN = false
+            if !entry.pointee.hasTimestamps {
+                entry.pointee.hasScaling = false
+                entry.pointee.isSackPermitted = false
+                entry.pointee.hasECN = false
+            }
+            entry.pointee.isCookie = true
             var index: UInt32 = 7
             while index > 0, cookieMSS(index) > entry.pointee.peerMSS { index -= 1 }
             entry.pointee.iss = cookie(&entry.pointee.conn, segment.sequence, period: now / cookiePeriod, index: index)
@@ -235,6 +263,26 @@ extension UnsafeMutablePointer where Pointee == Instance {
             count(.cookiesSent)
             sendSynAck(entry, network)
         }
+    }
+
+    /// The options as they were when the cookie went out.
+    private func takeCookieOptions(_ entry: EmbryonicPointer, _ segment: Segment) {
+        entry.pointee.hasTimestamps = segment.options.hasTimestamp && offersTimestamps
+        guard entry.pointee.hasTimestamps else {
+            entry.pointee.hasScaling = false
+            entry.pointee.isSackPermitted = false
+            entry.pointee.hasECN = false
+            entry.pointee.rcvScale = 0
+            entry.pointee.sndScale = 0
+            return
+        }
+        let bits = (segment.options.echo &- entry.pointee.timestampOffset) & CookieOptions.mask
+        let scale = bits & CookieOptions.noScale
+        entry.pointee.hasScaling = scale != CookieOptions.noScale && offersWindowScaling
+        entry.pointee.sndScale = entry.pointee.hasScaling ? UInt8(truncatingIfNeeded: min(scale, 14)) : 0
+        entry.pointee.rcvScale = entry.pointee.hasScaling ? windowScale(entry.pointee.head) : 0
+        entry.pointee.isSackPermitted = bits & CookieOptions.sack != 0 && isOn(.sack)
+        entry.pointee.hasECN = bits & CookieOptions.ecn != 0 && grantsECN
     }
 
     /// A connection for an ACK that carries a good cookie. Believed only while cookies have been sent lately, so that
@@ -256,12 +304,7 @@ extension UnsafeMutablePointer where Pointee == Instance {
             else { return nil }
             entry.pointee.irs = irs
             entry.pointee.iss = number
-            entry.pointee.hasScaling = false
-            entry.pointee.hasTimestamps = false
-            entry.pointee.isSackPermitted = false
-            entry.pointee.hasECN = false
-            entry.pointee.rcvScale = 0
-            entry.pointee.sndScale = 0
+            takeCookieOptions(entry, segment)
             entry.pointee.peerMSS = cookieMSS(index)
             guard let connection = makeChild(entry, segment, network) else {
                 count(.listenDrops)
@@ -286,8 +329,8 @@ extension Embryonic {
             conn: alps_conn(), head: listener.pointee.socket, listener: listener, next: nil, previous: nil,
             irs: SequenceNumber(0), iss: SequenceNumber(0), tsRecent: 0, timestampOffset: 0, peerMSS: 0,
             advertisedMSS: 0, window: 0, sndScale: 0, rcvScale: 0, hasScaling: false, hasTimestamps: false,
-            isSackPermitted: false, hasECN: false, givesCookie: false, retransmits: 0, advertisedWindow: 0, sentAt: 0, challengeStart: 0, challenges: 0,
-            callout: alps_callout())
+            isSackPermitted: false, hasECN: false, givesCookie: false, isExperimental: false, isCookie: false, retransmits: 0, advertisedWindow: 0, sentAt: 0,
+            challengeStart: 0, challenges: 0, callout: alps_callout())
     }
 }
 
@@ -303,7 +346,6 @@ extension UnsafeMutablePointer where Pointee == Connection {
         pointee.linger2 = listener.pointee.linger2
         pointee.pacing.limit = listener.pointee.pacing.limit
         pointee.windowClamp = listener.pointee.windowClamp
-        pointee.notSentLowWater = listener.pointee.notSentLowWater
         pointee.congestion.algorithm = listener.pointee.congestion.algorithm
     }
 }

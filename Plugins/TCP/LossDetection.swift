@@ -30,10 +30,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
             if roundTrip < pointee.roundTrip.minimum { return noteHighest(end) }
         } else {
             if end <= pointee.recovery.point { summary.hasOriginal = true }
-            if end < pointee.recovery.highest, !pointee.recovery.hasReordering {
-                pointee.recovery.hasReordering = true
-                instance.count(.reorderedConnections)
-            }
+            if end < summary.priorHighest { noteReordering(range, behind: summary.priorHighest) }
             pointee.roundTrip.note(roundTrip, at: instance.now)
         }
         noteHighest(end)
@@ -44,6 +41,17 @@ extension UnsafeMutablePointer where Pointee == Connection {
             pointee.recovery.rackEnd = end
             pointee.recovery.rackRoundTrip = roundTrip
         }
+    }
+
+    @inline(never)
+    private func noteReordering(_ range: RangePointer, behind highest: SequenceNumber) {
+        if !pointee.recovery.hasReordering {
+            pointee.recovery.hasReordering = true
+            instance.count(.reorderedConnections)
+        }
+        let distance = UInt32(truncatingIfNeeded: highest - range.pointee.start)
+        let degree = (distance &+ pointee.mss &- 1) / pointee.mss
+        if degree > pointee.recovery.reorderingDegree { pointee.recovery.reorderingDegree = min(degree, 300) }
     }
 
     @inline(__always)
@@ -162,7 +170,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
 extension AcknowledgmentSummary {
     static var nothing: AcknowledgmentSummary {
         AcknowledgmentSummary(
-            priorPipe: 0, acked: 0, delivered: 0, hasNewSack: false, reportsDuplicate: false, isDuplicate: false,
+            priorPipe: 0, priorHighest: SequenceNumber(0), acked: 0, delivered: 0, hasNewSack: false, reportsDuplicate: false, isDuplicate: false,
             hasOriginal: false, hasRepeated: false, isMarked: false, hasLoss: false, echo: nil)
     }
 }

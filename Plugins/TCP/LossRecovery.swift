@@ -27,6 +27,8 @@ struct LossRecovery {
     /// Behind the highest number known to have arrived: RACK.fack.
     var highest: SequenceNumber
     var hasReordering: Bool
+    /// The farthest that an original has come behind others, segments; 3 at first.
+    var reorderingDegree: UInt32
     /// RACK.reo_wnd_mult - 1.
     var windowGrowth: UInt32
     /// Recoveries until the reordering window is small again.
@@ -67,6 +69,8 @@ struct LossRecovery {
 struct AcknowledgmentSummary {
     /// Bytes in flight before.
     var priorPipe: Int
+    /// RACK.fack before: the ranges one acknowledgment tells of have no order among themselves.
+    var priorHighest: SequenceNumber
     /// Numbers newly acknowledged.
     var acked: UInt32
     /// Bytes now known to have arrived, each counted once.
@@ -152,8 +156,11 @@ extension UnsafeMutablePointer where Pointee == Connection {
         guard summary.acked > 0 else { return }
         validate(summary.acked)
         if always { pointee.congestion.isWindowLimited = true }
+        // What had been reported before has been delivered before.
         pointee.congestion.acknowledged(
-            AcknowledgmentSample(acked: summary.acked, mss: pointee.mss, now: instance.now, roundTrip: 0))
+            AcknowledgmentSample(
+                acked: min(summary.acked, summary.delivered), mss: pointee.mss, now: instance.now,
+                roundTrip: pointee.roundTrip.srtt))
         tuneSendBuffer()
     }
 
@@ -347,7 +354,7 @@ extension LossRecovery {
     static func none(at number: SequenceNumber) -> LossRecovery {
         LossRecovery(
             state: .open, point: number, rackSentAt: 0, rackEnd: number, rackRoundTrip: 0, highest: number,
-            hasReordering: false, windowGrowth: 0, windowPersist: 0, duplicateRound: number, isDuplicateRound: false,
+            hasReordering: false, reorderingDegree: 3, windowGrowth: 0, windowPersist: 0, duplicateRound: number, isDuplicateRound: false,
             reorderDeadline: 0, flightSize: 0, prrDelivered: 0, prrOut: 0, canUndo: false, hasRepeated: false,
             undoBytes: 0, firstRepeat: 0, priorWindow: 0, priorThreshold: 0, isTimeoutInDoubt: false,
             sendsNewFirst: false, isProbing: false, isProbeRepeat: false, probeEnd: number)

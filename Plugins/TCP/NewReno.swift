@@ -7,7 +7,7 @@ extension Congestion {
     @inline(__always)
     mutating func newRenoAcknowledged(_ sample: AcknowledgmentSample) {
         // A window that was not filled says nothing about the path.
-        guard isWindowLimited else { return }
+        guard isInUse else { return }
         if isSlowStart {
             // RFC 3465 with L = 2 assumes a delayed acknowledgment for two segments; receivers that join segments
             // acknowledge more at once, so all that is acknowledged counts, up to the threshold.

@@ -23,6 +23,8 @@ struct Options {
     var sackOffset: UInt8 = 0
     /// TCP Fast Open; of length 0 a cookie is asked for.
     var hasFastOpen = false
+    /// In the option that Fast Open had before it had a number.
+    var isExperimental = false
     var cookieLength: UInt8 = 0
     var cookieOffset: UInt8 = 0
     var mss: UInt16 = 0
@@ -76,6 +78,13 @@ struct Options {
                 hasFastOpen = true
                 cookieLength = UInt8(truncatingIfNeeded: length - 2)
                 cookieOffset = UInt8(truncatingIfNeeded: at + 2)
+            case Options.experimentKind
+            where isSyn && (length == 4 || (length >= 8 && length <= 20 && length % 2 == 0))
+                && bytes.load16(at + 2) == Options.fastOpenMagic:
+                hasFastOpen = true
+                isExperimental = true
+                cookieLength = UInt8(truncatingIfNeeded: length - 4)
+                cookieOffset = UInt8(truncatingIfNeeded: at + 4)
             default:
                 break
             }
@@ -94,8 +103,9 @@ struct SynOptions {
     var sackPermitted: Bool
     /// Linux's order, else BSD's.
     var isScaleLast: Bool
-    /// TCP Fast Open; nil: nothing of it.
+    /// TCP Fast Open; nil: nothing of it. `isExperimental`: in the option of old.
     var cookie: FastOpenCookie?
+    var isExperimental = false
 
     /// Writes the options, padded to words, at `place`, which has room for 40 bytes. Returns their length.
     func write(_ place: UnsafeMutablePointer<UInt8>) -> UInt32 {
@@ -129,14 +139,16 @@ struct SynOptions {
 
     private func write(_ cookie: FastOpenCookie, _ place: UnsafeMutablePointer<UInt8>) -> Int {
         let length = Int(cookie.length)
-        place[0] = Options.fastOpenKind
-        place[1] = UInt8(truncatingIfNeeded: 2 + length)
+        let start = isExperimental ? 4 : 2
+        place[0] = isExperimental ? Options.experimentKind : Options.fastOpenKind
+        place[1] = UInt8(truncatingIfNeeded: start + length)
+        if isExperimental { place.store16(2, Options.fastOpenMagic) }
         var at = 0
         while at < length {
-            place[2 + at] = cookie.bytes[at]
+            place[start + at] = cookie.bytes[at]
             at += 1
         }
-        at = 2 + length
+        at = start + length
         while at % 4 != 0 {
             place[at] = 1
             at += 1

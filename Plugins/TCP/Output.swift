@@ -46,6 +46,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
             hasSent = true
         }
         pointee.recovery.sendsNewFirst = false
+        if hasSent || pointee.isHeldByWindow { noteWindowUse() }
         if !hasSent, has(.ackNow) || has(.windowUpdate) {
             if let packet = makeAck(network, keepsWindow: false) { list.append(packet) }
         }
@@ -59,7 +60,22 @@ extension UnsafeMutablePointer where Pointee == Connection {
                 chooseTimer()
             }
         }
+        noteLimit()
         if pointee.retransmitUse == .none { armForUnsent() }
+    }
+
+    /// How far the round trip under way fills the congestion window: RFC 5681 lets only a window grow that is used.
+    @inline(__always)
+    private func noteWindowUse() {
+        let flight = UInt32(truncatingIfNeeded: pointee.sndNxt - pointee.sndUna)
+        let isHeld = pointee.isHeldByWindow || pipe >= Int(pointee.congestion.cwnd)
+        pointee.isHeldByWindow = false
+        guard isHeld || pointee.sndUna >= pointee.windowUseEnd
+            || (!pointee.congestion.isWindowLimited && flight > pointee.congestion.mostInFlight)
+        else { return }
+        pointee.congestion.isWindowLimited = isHeld
+        pointee.congestion.mostInFlight = flight
+        pointee.windowUseEnd = pointee.sndNxt
     }
 
     /// One planned packet. False: no memory.
@@ -145,7 +161,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
             ? (pointee.recovery.point + 2 &* pointee.mss) - pointee.sndNxt : Int(pointee.congestion.cwnd) - pipe
         let usable = max(0, min(open, room))
         var amount = min(rest, usable)
-        if amount < rest, room <= open { pointee.congestion.isWindowLimited = true }
+        if amount < rest, room <= open { pointee.isHeldByWindow = true }
         amount = wholeSegments(amount, rest, force: force)
         amount = min(amount, packetLimit)
         if amount > 0, pacingRate != 0 {
@@ -154,7 +170,9 @@ extension UnsafeMutablePointer where Pointee == Connection {
         }
         let sendsFin = has(.finQueued) && !has(.finAcked) && amount == rest
         guard amount > 0 || sendsFin else { return nil }
-        return Plan(amount: UInt32(truncatingIfNeeded: amount), sendsFin: sendsFin, isLast: amount == rest)
+        // What the application calls unfinished needs no push.
+        let isLast = amount == rest && !has(.moreToCome)
+        return Plan(amount: UInt32(truncatingIfNeeded: amount), sendsFin: sendsFin, isLast: isLast)
     }
 
     /// Leaves out a last segment that is not full and should wait: the sender's silly window avoidance (RFC 9293,
@@ -169,7 +187,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         if amount == rest {
             if has(.finQueued) || pointee.sndUp > pointee.sndNxt { return amount }
             if pointee.sndNxt < pointee.sndMax, whole == 0 { return amount }
-            if !has(.cork), !has(.moreToCome) {
+            if !has(.cork), !has(.moreToCome) || pointee.isMoreReleased {
                 if has(.noDelay) || pointee.sndSmall <= pointee.sndUna { return amount }
             }
         } else if pointee.sndNxt < pointee.sndMax, whole == 0 {
@@ -203,7 +221,6 @@ extension UnsafeMutablePointer where Pointee == Connection {
         let isNew = start == pointee.sndMax
         if pointee.sndMax == pointee.sndUna {
             pointee.waitingSince = now
-            pointee.congestion.isWindowLimited = pointee.congestion.isWindowLimited && plan.amount > 0
         }
         range.pointee.start = start
         range.pointee.end = end
@@ -224,12 +241,6 @@ extension UnsafeMutablePointer where Pointee == Connection {
             pointee.timedAt = now
         }
         if plan.amount % pointee.mss != 0 { pointee.sndSmall = end }
-        // RFC 5681 opens the window only if it is what held us back; in slow start half of it in use will do.
-        if pointee.congestion.isSlowStart,
-            2 * pipe >= Int(pointee.congestion.cwnd)
-        {
-            pointee.congestion.isWindowLimited = true
-        }
         if now &- pointee.lastDataReceived < instance.nanoseconds(.delayedAckTime), pointee.lastDataReceived != 0 {
             set(.interactive)
         }

@@ -17,7 +17,7 @@ struct RoundTripEstimator {
         rto = initialRTO
     }
 
-    /// RFC 6298, section 2: alpha 1/8, beta 1/4, K 4; G is `granularity`.
+    /// RFC 6298, section 2: alpha 1/8, beta 1/4, K 4; G is `granularity`, also for more than the clock's.
     @inline(__always)
     mutating func add(_ sample: UInt64, floor: UInt64, ceiling: UInt64, granularity: UInt64) {
         let sample = max(sample, 1)

@@ -90,7 +90,9 @@ extension UnsafeMutablePointer where Pointee == Connection {
     @inline(__always)
     private func rememberTimestamp(_ segment: inout Segment) {
         guard has(.timestamps), segment.options.hasTimestamp, segment.sequence <= pointee.lastAckSent,
-            Int32(bitPattern: segment.options.timestamp &- pointee.tsRecent) >= 0
+            Int32(bitPattern: segment.options.timestamp &- pointee.tsRecent) >= 0,
+            // A stranger's segment that only hits the window must not set the clock.
+            !segment.has(Flag.ack) || segment.acknowledgment <= pointee.sndMax
         else { return }
         pointee.tsRecent = segment.options.timestamp
         pointee.tsRecentTime = instance.now

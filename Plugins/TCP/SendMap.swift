@@ -345,7 +345,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
     /// Bytes in flight: sent, and neither reported as received nor taken for lost.
     @inline(__always)
     var pipe: Int {
-        let sent = pointee.sndNxt - pointee.sndUna
+        // The SYN of a fast open is no data.
+        let sent = pointee.sndNxt - pointee.sndUna - (has(.synAcked) ? 0 : 1)
         return max(0, sent - Int(pointee.sendMap.sackedBytes) - Int(pointee.sendMap.waitingBytes))
     }
 

@@ -24,6 +24,8 @@ private enum Option {
     static var fastOpen: Int32 { 23 }
     static var notSentLowWater: Int32 { 25 }
     static var fastOpenConnect: Int32 { 30 }
+    static var fastOpenKey: Int32 { 33 }
+    static var fastOpenNoCookie: Int32 { 34 }
 }
 
 private var second: UInt64 { UInt64(ALPS_NSEC_PER_SEC) }
@@ -56,18 +58,23 @@ func tcpControlOutput(
 }
 
 extension UnsafeMutablePointer where Pointee == Connection {
+    /// Data waits that the peer's window takes.
+    private var mayForce: Bool { pointee.state.isSynchronized && pointee.sndWnd > 0 && unsent > 0 }
+
     fileprivate func setOption(_ name: Int32, _ value: UnsafeMutableRawPointer, _ length: UInt32) -> Int32 {
         if name == Option.congestion { return setCongestion(value, length) }
+        if name == Option.fastOpenKey { return setFastOpenKeys(value, length) }
         guard length >= 4 else { return ALPS_EINVAL }
         let number = value.loadUnaligned(as: Int32.self)
         let positive = UInt64(max(number, 0))
         switch name {
         case Option.noDelay:
             set(.noDelay, number != 0)
-            if number != 0 { output() }
+            // What is held back goes now, cork or not.
+            if number != 0 { output(force: mayForce) }
         case Option.cork:
             set(.cork, number != 0)
-            if number == 0 { output(force: pointee.state.isSynchronized && pointee.sndWnd > 0 && unsent > 0) }
+            if number == 0 { output(force: mayForce) }
         case Option.maxSegment:
             guard number == 0 || (number >= 88 && number <= 32767) else { return ALPS_EINVAL }
             pointee.userMSS = UInt32(positive)
@@ -110,16 +117,44 @@ extension UnsafeMutablePointer where Pointee == Connection {
             guard number >= 0 else { return ALPS_EINVAL }
             pointee.userTimeout = positive * UInt64(ALPS_NSEC_PER_MSEC)
         case Option.notSentLowWater:
-            pointee.notSentLowWater = UInt32(positive)
+            // All ones is Linux's word for no bound.
+            socket.pointee.snd.low_water = UInt32(bitPattern: number)
         case Option.fastOpen:
             guard pointee.state == .closed || pointee.state == .listen, number >= 0 else { return ALPS_EINVAL }
             pointee.fastOpenBacklog = UInt32(positive)
         case Option.fastOpenConnect:
             guard pointee.state == .closed, number >= 0, number <= 1 else { return ALPS_EINVAL }
             set(.fastOpenConnect, number != 0)
+        case Option.fastOpenNoCookie:
+            guard pointee.state == .closed || pointee.state == .listen, number >= 0, number <= 1 else {
+                return ALPS_EINVAL
+            }
+            pointee.fastOpenNoCookie = number != 0
         default:
             return ALPS_ENOPROTOOPT
         }
+        return 0
+    }
+
+    /// TCP_FASTOPEN_KEY: 16 bytes, or twice 16 with the key that comes before.
+    private func setFastOpenKeys(_ value: UnsafeMutableRawPointer, _ length: UInt32) -> Int32 {
+        guard length == FastOpenKey.length || length == 2 &* FastOpenKey.length else { return ALPS_EINVAL }
+        func key(_ offset: Int) -> SecretKey {
+            SecretKey(
+                k0: value.loadUnaligned(fromByteOffset: offset, as: UInt64.self),
+                k1: value.loadUnaligned(fromByteOffset: offset + 8, as: UInt64.self))
+        }
+        pointee.fastOpenKey = key(0)
+        if length > FastOpenKey.length { pointee.fastOpenBackupKey = key(16) }
+        pointee.fastOpenKeys = length > FastOpenKey.length ? 2 : 1
+        return 0
+    }
+
+    private func getFastOpenKeys(_ value: UnsafeMutableRawPointer, _ length: UnsafeMutablePointer<UInt32>) -> Int32 {
+        var keys = (instance.fastOpenKey(self), pointee.fastOpenBackupKey)
+        let count = min(length.pointee, pointee.fastOpenKeys > 1 ? 2 &* FastOpenKey.length : FastOpenKey.length)
+        value.copyMemory(from: &keys, byteCount: Int(count))
+        length.pointee = count
         return 0
     }
 
@@ -165,9 +200,11 @@ extension UnsafeMutablePointer where Pointee == Connection {
         case Option.quickAck: number = has(.interactive) && !has(.quickAck) ? 0 : 1
         case Option.userTimeout:
             number = Int32(truncatingIfNeeded: pointee.userTimeout / UInt64(ALPS_NSEC_PER_MSEC))
-        case Option.notSentLowWater: number = Int32(truncatingIfNeeded: pointee.notSentLowWater)
+        case Option.notSentLowWater: number = Int32(truncatingIfNeeded: socket.pointee.snd.low_water)
         case Option.fastOpen: number = Int32(truncatingIfNeeded: pointee.fastOpenBacklog)
         case Option.fastOpenConnect: number = has(.fastOpenConnect) ? 1 : 0
+        case Option.fastOpenNoCookie: number = pointee.fastOpenNoCookie ? 1 : 0
+        case Option.fastOpenKey: return getFastOpenKeys(value, length)
         default:
             return ALPS_ENOPROTOOPT
         }
@@ -190,8 +227,13 @@ extension UnsafeMutablePointer where Pointee == Connection {
             return at == Int(length) || given[at] == 0
         }
         // "reno" is what programs ask for that want the classic one.
-        guard isNamed(CongestionAlgorithm.newReno.name) || isNamed("reno") else { return ALPS_ENOENT }
-        pointee.congestion.algorithm = .newReno
+        if isNamed(CongestionAlgorithm.newReno.name) || isNamed("reno") {
+            pointee.congestion.choose(.newReno)
+        } else if isNamed(CongestionAlgorithm.cubic.name) {
+            pointee.congestion.choose(.cubic)
+        } else {
+            return ALPS_ENOENT
+        }
         return 0
     }
 

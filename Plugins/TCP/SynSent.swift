@@ -117,6 +117,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         let instance = instance
         enter(.established)
         instance.count(.connected)
+        pointee.establishedAt = instance.now
         if !has(.fastOpened) { beginRecovery() } else { pointee.recovery = LossRecovery.none(at: pointee.iss + 1) }
         pointee.congestion.begin(
             mss: pointee.mss, initialSegments: UInt32(truncatingIfNeeded: instance.setting(.initialWindow)),

@@ -70,7 +70,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         // TCPI_OPT_TIMESTAMPS, TCPI_OPT_SACK, TCPI_OPT_WSCALE, TCPI_OPT_ECN, TCPI_OPT_ECN_SEEN,
         // TCPI_OPT_SYN_DATA.
         var options: UInt8 = (has(.timestamps) ? 1 : 0) | (has(.sackPermitted) ? 2 : 0) | (has(.windowScaling) ? 4 : 0)
-        options |= has(.fastOpened) && has(.synAcked) ? 32 : 0
+        options |= pointee.isSynDataTaken ? 32 : 0
         options |= (has(.ecn) ? 8 : 0) | (pointee.totals.markedSegmentsIn > 0 ? 16 : 0)
         put8(5, options)
         put8(6, pointee.sndScale & 15 | pointee.rcvScale << 4)
@@ -88,7 +88,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
             put32(36, segments(pointee.sendMap.resentBytes))
         }
         put32(44, since(pointee.lastSent))
-        put32(52, since(pointee.lastDataReceived))
+        put32(52, since(max(pointee.lastDataReceived, pointee.establishedAt)))
         put32(56, since(pointee.lastReceived))
         put32(60, pointee.mss &+ headerLength &+ netpcb.pointee.header_length)
         put32(64, socket.pointee.rcv.limit)
@@ -97,7 +97,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         put32(76, min(pointee.congestion.ssthresh, 0x7fff_ffff) / max(pointee.mss, 1))
         put32(80, pointee.congestion.cwnd / max(pointee.mss, 1))
         put32(84, pointee.advertisedMSS)
-        put32(88, 3)
+        put32(88, pointee.recovery.reorderingDegree)
         put32(96, socket.pointee.rcv.limit)
         put32(100, pointee.totals.retransmits)
         put64(104, pacingRate == 0 ? .max : pacingRate)
@@ -110,6 +110,10 @@ extension UnsafeMutablePointer where Pointee == Connection {
         put32(148, pointee.roundTrip.minimum == 0 ? .max : microseconds(pointee.roundTrip.minimum))
         put32(152, pointee.totals.dataSegmentsIn)
         put32(156, pointee.totals.dataSegmentsOut)
+        let times = sendTimes
+        put64(168, times.busy / 1000)
+        put64(176, times.windowLimited / 1000)
+        put64(184, times.bufferLimited / 1000)
         put32(192, pointee.totals.delivered)
         put32(196, pointee.totals.deliveredMarked)
         put64(200, pointee.totals.bytesSent)

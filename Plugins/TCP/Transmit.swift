@@ -169,6 +169,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         if isAnswer {
             let edge = pointee.rcvNxt + window
             if edge > pointee.rcvAdv { pointee.rcvAdv = edge }
+            pointee.lastAckSent = pointee.rcvNxt
         } else {
             // No sequence to add it to yet.
             pointee.rcvAdv = SequenceNumber(window)
@@ -224,7 +225,9 @@ extension UnsafeMutablePointer where Pointee == Connection {
         instance.count(.sentResets)
         instance.emit(
             network, netpcb, conn: &pointee.conn, sequence: acceptableSequence == pointee.sndNxt ? pointee.sndMax : acceptableSequence,
-            acknowledgment: pointee.rcvNxt, flags: Flag.rst | Flag.ack, window: 0, options: nil)
+            acknowledgment: pointee.rcvNxt, flags: Flag.rst | Flag.ack, window: 0, options: nil,
+            // RFC 7323, 3.2: a reset should have them too.
+            timestamp: has(.timestamps) ? (instance.timestampClock &+ pointee.timestampOffset, pointee.tsRecent) : nil)
     }
 
     // MARK: Segment size
@@ -266,9 +269,12 @@ extension UnsafeMutablePointer where Pointee == Instance {
     /// A peer's MSS, not below what would only burn processor time (net.inet.tcp.minmss).
     func believe(mss: UInt16) -> UInt32 { max(UInt32(mss), UInt32(truncatingIfNeeded: setting(.minimumMSS))) }
 
-    /// RFC 7323, 2.2: the shift by which `space` bytes fit 16 bits.
-    func windowScale(_ limit: UInt32) -> UInt8 {
-        let space = max(UInt64(limit), UInt64(bitPattern: setting(.maximumReceiveBuffer)))
+    /// RFC 7323, 2.2: the shift by which the receive buffer fits 16 bits, however it may grow.
+    func windowScale(_ socket: Socket) -> UInt8 {
+        var space = UInt64(socket.pointee.rcv.limit)
+        if socket.pointee.options & ALPS_SO_RCVBUF_CHOSEN == 0 {
+            space = max(space, UInt64(bitPattern: setting(.maximumReceiveBuffer)))
+        }
         var scale: UInt8 = 0
         while scale < 14, UInt64(65535) << UInt64(scale) < space { scale += 1 }
         return scale
@@ -280,7 +286,8 @@ extension UnsafeMutablePointer where Pointee == Instance {
     func emit(
         _ network: Network, _ netpcb: UnsafeMutablePointer<alps_netpcb>, conn: UnsafePointer<alps_conn>,
         sequence: SequenceNumber, acknowledgment: SequenceNumber, flags: UInt8, window: UInt16, options: SynOptions?,
-        isCapable: Bool = false, data: Mbuf? = nil, dataLength: UInt32 = 0
+        timestamp: (value: UInt32, echo: UInt32)? = nil, isCapable: Bool = false, data: Mbuf? = nil,
+        dataLength: UInt32 = 0
     ) {
         let cell = services.mbufCell
         guard
@@ -294,6 +301,13 @@ extension UnsafeMutablePointer where Pointee == Instance {
         if isCapable { packet.pointee.pkt.flags |= UInt16(ALPS_PKT_ECT) }
         var length = Header.length
         if let options { length &+= options.write(header + Int(Header.length)) }
+        if let timestamp {
+            let place = header + Int(length)
+            place.store32(0, Options.timestampPrefix)
+            place.store32(4, timestamp.value)
+            place.store32(8, timestamp.echo)
+            length &+= Options.timestampLength
+        }
         if let data {
             packet.pointee.next = data
             packet.pointee.pkt.truesize &+= dataLength

@@ -53,8 +53,14 @@ enum Setting: Int {
     case fastOpenClient
     case fastOpenServer
     case windowValidation
+    case variationFloor
+    case fastOpenCookieless
+    case fastOpenAllListeners
+    case fastOpenKeyLow
+    case fastOpenKeyHigh
+    case congestionControl
 
-    static var count: Int { 50 }
+    static var count: Int { 56 }
 }
 
 extension UnsafeMutablePointer where Pointee == Instance {
@@ -113,8 +119,8 @@ extension UnsafeMutablePointer where Pointee == Instance {
             .cacheLimit, "net.inet.tcp.syncache.cachelimit", ALPS_TUNABLE_INT, 15375, 0...1_000_000,
             "Entries of the SYN cache")
         add(
-            .cookies, "net.inet.tcp.syncookies", ALPS_TUNABLE_BOOL, 1, 0...1,
-            "Answer with SYN cookies when the SYN cache is full")
+            .cookies, "net.inet.tcp.syncookies", ALPS_TUNABLE_INT, 1, 0...2,
+            "SYN cookies: 0 never, 1 when the SYN cache is full, 2 always")
         add(
             .dropSynFin, "net.inet.tcp.drop_synfin", ALPS_TUNABLE_BOOL, 0, 0...1,
             "Drop segments that have both SYN and FIN")
@@ -226,6 +232,24 @@ extension UnsafeMutablePointer where Pointee == Instance {
         add(
             .windowValidation, "net.inet.tcp.newcwv", ALPS_TUNABLE_BOOL, 1, 0...1,
             "Keep a window that is not used for five minutes (RFC 7661); 0: restart after each idle time (RFC 5681)")
+        add(
+            .variationFloor, "net.inet.tcp.rexmit_var_min", ALPS_TUNABLE_NSEC, 200 * ms, 0...(10 * second),
+            "Least that a retransmission time-out allows for variation, beside the smoothed round-trip time")
+        add(
+            .fastOpenCookieless, "net.inet.tcp.fastopen.cookieless", ALPS_TUNABLE_INT, 0, 0...3,
+            "Fast Open without cookies, for closed networks: 1 as client, 2 as listener, 3 both")
+        add(
+            .fastOpenAllListeners, "net.inet.tcp.fastopen.all_listeners", ALPS_TUNABLE_BOOL, 0, 0...1,
+            "Fast Open for listeners that do not ask for it, too")
+        add(
+            .fastOpenKeyLow, "net.inet.tcp.fastopen.key0", ALPS_TUNABLE_INT, FastOpenKey.random,
+            Int64.min...Int64.max, "First half of the cookies' key, little-endian; the least number: a random key")
+        add(
+            .fastOpenKeyHigh, "net.inet.tcp.fastopen.key1", ALPS_TUNABLE_INT, 0, Int64.min...Int64.max,
+            "Second half of the cookies' key")
+        add(
+            .congestionControl, "net.inet.tcp.cc.default", ALPS_TUNABLE_INT, 0, 0...1,
+            "Congestion control of new connections: 0 newreno (RFC 5681), 1 cubic (RFC 9438)")
         let cell = services.tunableCell
         return cell.ops(alps_tunable_ops.self).pointee.add(cell.instance, list, UInt32(Setting.count))
     }

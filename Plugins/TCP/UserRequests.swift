@@ -155,7 +155,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         pointee.timestampOffset = instance.timestampOffset(&pointee.conn)
         pointee.advertisedMSS = instance.advertisedMSS(network, netpcb)
         if pointee.userMSS != 0 { pointee.advertisedMSS = min(pointee.advertisedMSS, pointee.userMSS) }
-        pointee.rcvScale = instance.offersWindowScaling ? instance.windowScale(socket.pointee.rcv.limit) : 0
+        pointee.rcvScale = instance.offersWindowScaling ? instance.windowScale(socket) : 0
         enter(.synSent)
         instance.count(.connectAttempts)
         if defersSyn() { return }
@@ -287,6 +287,7 @@ func tcpSent(_ context: UnsafeMutableRawPointer, _ socket: Socket, _ flags: UInt
         connection.pointee.sndUp = connection.sendSequence(socket.pointee.snd.tail)
     }
     connection.set(.moreToCome, flags & ALPS_SENT_MORE != 0)
+    connection.pointee.isMoreReleased = false
     if connection.has(.synDeferred) {
         connection.sendDeferredSyn()
     } else {

@@ -130,7 +130,7 @@ import Testing
         ("0 `reboot`", "error executing command: command `reboot` is not understood here, and no shell is run"),
         ("0 `sysctl -q net.ipv4.tcp_nonsense=1`", "sysctl net.ipv4.tcp_nonsense has no counterpart here"),
         ("0 `sysctl net.inet.tcp.msl=banana`", "sysctl net.inet.tcp.msl=bananams: not a value of it"),
-        ("0 `sysctl net.ipv4.tcp_congestion_control=cubic`", "can only be reno or newreno"),
+        ("0 `sysctl net.ipv4.tcp_congestion_control=bbr`", "can only be reno or cubic"),
         ("0 `ip route add default via 1.2.3.4`", "is not understood here"),
         ("0 fork() = 0", "there is no system call fork here"),
         ("0 socket(..., SOCK_NONSENSE, 0) = 3", "unknown symbol 'SOCK_NONSENSE'"),

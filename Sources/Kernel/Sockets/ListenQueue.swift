@@ -105,7 +105,7 @@ extension Socket {
         raw.pointee.snd.limit = listener.raw.pointee.snd.limit
         raw.pointee.rcv.limit = listener.raw.pointee.rcv.limit
         isSendSizeChosen = listener.isSendSizeChosen
-        isReceiveSizeChosen = listener.isReceiveSizeChosen
+        raw.pointee.snd.low_water = listener.raw.pointee.snd.low_water
         raw.pointee.rcv.low_water = listener.raw.pointee.rcv.low_water
         storedOptions = listener.storedOptions
         let from = listener.raw.pointee.netpcb

@@ -126,7 +126,7 @@ extension Socket {
         guard isWriterWaiting else { return }
         let used = tail &- position
         let limit = UInt64(raw.pointee.snd.limit)
-        if used &+ limit / 3 <= limit {
+        if used &+ limit / 3 <= limit || raw.pointee.snd.low_water != 0 {
             isWriterWaiting = false
             markDirty()
         }

@@ -178,7 +178,7 @@ extension Socket {
             setLimit(&raw.pointee.snd, limit)
             markDirty()
         } else {
-            isReceiveSizeChosen = true
+            raw.pointee.options |= ALPS_SO_RCVBUF_CHOSEN
             setLimit(&raw.pointee.rcv, limit)
             if isConnected, isAttached, let received = protosw.pointee.received { received(instance, raw) }
         }

@@ -9,7 +9,19 @@ extension Socket {
     package var sendSpace: Int {
         let used = raw.pointee.snd.tail &- raw.pointee.snd.head
         let limit = UInt64(raw.pointee.snd.limit)
-        if used < limit { return Int(limit - used) }
+        guard used < limit else {
+            isWriterWaiting = true
+            return 0
+        }
+        let bound = raw.pointee.snd.low_water
+        return bound == 0 ? Int(limit - used) : boundedSpace(Int(limit - used), Int(bound))
+    }
+
+    /// TCP_NOTSENT_LOWAT: what waits for the network may not be more than `bound`. Never less than a little at once, so
+    /// that a bound of a few bytes does not mean a few bytes a call.
+    private func boundedSpace(_ space: Int, _ bound: Int) -> Int {
+        let unsent = Int(raw.pointee.snd.unsent)
+        if unsent < bound { return min(space, max(bound - unsent, 4096)) }
         isWriterWaiting = true
         return 0
     }

@@ -99,7 +99,7 @@ package final class Socket {
     var datagrams = DatagramQueue()
     /// SO_SNDBUF, SO_RCVBUF have been set: the sizes are the application's business.
     var isSendSizeChosen = false
-    var isReceiveSizeChosen = false
+    var isReceiveSizeChosen: Bool { raw.pointee.options & ALPS_SO_RCVBUF_CHOSEN != 0 }
     /// Streams: the urgent byte.
     var urgent = UrgentByte()
 
@@ -136,7 +136,6 @@ package final class Socket {
         raw.pointee.id = id
         raw.pointee.uid = owner.uid
         raw.pointee.netpcb = netpcb
-        raw.pointee.snd.low_water = 2048
         raw.pointee.rcv.low_water = 1
         raw.pointee.snd.limit = UInt32(truncatingIfNeeded: kernel.sockets.sendSpace.value)
         raw.pointee.rcv.limit = UInt32(truncatingIfNeeded: kernel.sockets.receiveSpace.value)

@@ -75,7 +75,7 @@ final class ScriptDescriptor {
     /// Linux wants a third of the send buffer free.
     private static func hasRoom(_ socket: Socket) -> Bool {
         let used = socket.sendQueued
-        return Int(socket.raw.pointee.snd.limit) - used >= (used + 1) / 2
+        return socket.sendSpace > 0 && Int(socket.raw.pointee.snd.limit) - used >= (used + 1) / 2
     }
 }
 

@@ -237,6 +237,10 @@ extension ScriptRunner {
             whole.window = more.window
             pieces.append(next)
         }
+        // What goes to a device in one piece has PSH with Linux, wherever in the stream it stands: it says nothing there.
+        if pieces.count > 1 {
+            if wanted.flags.contains(.psh) { whole.flags.insert(.psh) } else { whole.flags.remove(.psh) }
+        }
         let text = PacketText.text(first, segment: whole, showsFields: packet.tos != .none || packet.ttl != nil)
         for piece in pieces {
             if let difference = PacketMatcher.header(piece, packet) { throw mismatch(difference, piece, text) }

@@ -103,7 +103,7 @@ struct ShellCommands {
         switch name {
         case "sysctl": try sysctl(arguments)
         case "set_sysctls.py", "sysctl_set", "sysctl_set.sh": try assignments(arguments)
-        case "defaults.sh": try SysctlMap.apply(.linux, to: stack.kernel.tunables)
+        case "defaults.sh": try SysctlMap.applyLinuxDefaults(to: stack.kernel.tunables)
         case "sleep", "usleep": try wait(arguments, microseconds: name == "usleep")
         case "echo" where words.contains(where: { $0.hasPrefix(">") }): try write(words)
         case "ip": try ip(arguments, line)

@@ -7,8 +7,10 @@ enum SysctlMap {
         /// As it stands.
         case number
         case milliseconds, seconds
-        /// Linux's "minimum default maximum" of a buffer: the default is kept.
-        case bufferDefault
+        /// Linux's "minimum default maximum" of a buffer: the second for the first tunable, the third for the second.
+        case buffer
+        /// The name of a congestion control.
+        case algorithm
         /// On if it is not 0, off if it is not 0, on from 3 up.
         case switched, inverted, fromThree
     }
@@ -39,8 +41,8 @@ enum SysctlMap {
         rule("net.ipv4.tcp_dsack net.inet.tcp.sack.dsack", "net.inet.tcp.sack.dsack", fixed: ["1"]),
         rule("net.ipv4.tcp_ecn net.inet.tcp.ecn.enable", "net.inet.tcp.ecn.enable", fixed: ["0", "2"]),
         rule("net.ipv4.tcp_syncookies net.inet.tcp.syncookies", "net.inet.tcp.syncookies"),
-        rule("net.ipv4.tcp_rmem", "kern.ipc.recvspace", .bufferDefault),
-        rule("net.ipv4.tcp_wmem", "kern.ipc.sendspace", .bufferDefault),
+        rule("net.ipv4.tcp_rmem", "kern.ipc.recvspace net.inet.tcp.recvbuf_max", .buffer),
+        rule("net.ipv4.tcp_wmem", "kern.ipc.sendspace net.inet.tcp.sendbuf_max", .buffer),
         rule("net.core.rmem_default net.inet.tcp.recvspace kern.ipc.recvspace", "kern.ipc.recvspace"),
         rule("net.core.wmem_default net.inet.tcp.sendspace kern.ipc.sendspace", "kern.ipc.sendspace"),
         rule("kern.ipc.maxsockbuf net.core.rmem_max net.core.wmem_max", "kern.ipc.maxsockbuf"),
@@ -58,7 +60,8 @@ enum SysctlMap {
         rule("net.inet.tcp.delacktime", "net.inet.tcp.delacktime", .milliseconds),
         rule("net.ipv4.tcp_delack_max_ms", "net.inet.tcp.delacktime", .milliseconds),
         rule("net.inet.tcp.rexmit_min", "net.inet.tcp.rexmit_min", .milliseconds),
-        rule("net.ipv4.tcp_rto_min_us", "net.inet.tcp.rexmit_min", .number),
+        rule("net.ipv4.tcp_rto_min_us", "net.inet.tcp.rexmit_min net.inet.tcp.rexmit_var_min", .number),
+        rule("net.ipv4.tcp_rto_max_ms", "net.inet.tcp.rexmit_max", .milliseconds),
         rule("net.inet.tcp.rexmit_initial", "net.inet.tcp.rexmit_initial", .milliseconds),
         rule("net.ipv4.tcp_retries2 net.inet.tcp.retries", "net.inet.tcp.retries"),
         rule("net.ipv4.tcp_orphan_retries", "net.inet.tcp.orphan_retries"),
@@ -80,7 +83,7 @@ enum SysctlMap {
         rule("net.ipv4.tcp_slow_start_after_idle", "net.inet.tcp.newcwv", .inverted),
         rule("net.ipv4.tcp_moderate_rcvbuf net.inet.tcp.recvbuf_auto", "net.inet.tcp.recvbuf_auto", .switched),
         rule("net.inet.tcp.sendbuf_auto", "net.inet.tcp.sendbuf_auto", .switched),
-        rule("net.ipv4.tcp_congestion_control net.inet.tcp.cc.algorithm", fixed: ["reno", "newreno"]),
+        rule("net.ipv4.tcp_congestion_control net.inet.tcp.cc.algorithm", "net.inet.tcp.cc.default", .algorithm),
         rule("net.ipv4.tcp_recovery", fixed: ["1"]),
         rule("net.ipv4.tcp_mtu_probing", "net.inet.tcp.pmtud_blackhole_detection", .switched),
         rule("net.ipv4.tcp_stdurg", fixed: ["0"]),
@@ -101,14 +104,14 @@ enum SysctlMap {
         "net.ipv4.tcp_fack", "net.ipv4.tcp_reordering", "net.ipv4.tcp_max_reordering", "net.ipv4.tcp_tso_win_divisor",
         "net.ipv4.tcp_min_tso_segs", "net.ipv4.tcp_tso_rtt_log", "net.ipv4.tcp_limit_output_bytes",
         "net.ipv4.tcp_autocorking", "net.ipv4.tcp_notsent_lowat",
-        "net.ipv4.tcp_fastopen_key", "net.ipv4.tcp_fastopen_blackhole_timeout_sec", "net.ipv4.tcp_syn_retries",
+        "net.ipv4.tcp_fastopen_blackhole_timeout_sec", "net.ipv4.tcp_syn_retries",
         "net.ipv4.tcp_syn_linear_timeouts", "net.ipv4.tcp_max_syn_backlog", "net.ipv4.tcp_retries1",
         "net.ipv4.tcp_comp_sack_*", "net.ipv4.tcp_backlog_ack_defer", "net.ipv4.tcp_invalid_ratelimit",
         "net.ipv4.tcp_challenge_ack_limit", "net.ipv4.tcp_thin_linear_timeouts", "net.ipv4.tcp_probe_*",
         "net.ipv4.tcp_base_mss", "net.ipv4.tcp_mtu_probe_floor", "net.ipv4.tcp_tw_reuse", "net.ipv4.tcp_tw_recycle",
         "net.ipv4.tcp_adv_win_scale", "net.ipv4.tcp_app_win", "net.ipv4.tcp_rfc1337", "net.ipv4.tcp_workaround_*",
         "net.ipv4.tcp_shrink_window", "net.ipv4.tcp_plb_*", "net.ipv4.tcp_migrate_req", "net.ipv4.tcp_mem",
-        "net.ipv4.tcp_ecn_fallback", "net.ipv4.tcp_ecn_option*", "net.ipv4.tcp_reflect_tos", "net.ipv4.tcp_rto_max_ms",
+        "net.ipv4.tcp_ecn_fallback", "net.ipv4.tcp_ecn_option*", "net.ipv4.tcp_reflect_tos",
         "net.ipv4.ip_local_port_range", "net.ipv4.ip_forward", "net.ipv4.conf.*", "net.ipv4.route.*",
         "net.ipv4.icmp_ratelimit", "net.ipv4.icmp_ratemask", "net.ipv4.icmp_msgs_burst", "net.ipv6.*", "net.mptcp.*",
         "net.core.default_qdisc", "net.core.optmem_max", "net.core.netdev_*", "net.core.busy_*", "kern.hz",
@@ -119,19 +122,36 @@ enum SysctlMap {
         ignored.contains { $0.hasSuffix("*") ? name.hasPrefix($0.dropLast()) : $0 == name }
     }
 
-    /// Linux's one number for Fast Open: 1 for clients, 2 for listeners that ask for it; the other bits do without cookies.
+    /// Linux's one number for Fast Open: 1 for clients, 2 for listeners that ask for it, 4 for clients and 0x200 for
+    /// listeners without cookies, 0x400 for all listeners.
     private static func setFastOpen(_ value: String, _ tunables: TunableRegistry) throws {
-        guard let bits = Int64(value), (0...3).contains(bits) else {
-            throw ScriptFault.unsupported("sysctl net.ipv4.tcp_fastopen=\(value): it can only be 0 to 3")
+        let bits = value.hasPrefix("0x") ? Int64(value.dropFirst(2), radix: 16) : Int64(value)
+        guard let bits, bits & ~0x607 == 0 else {
+            throw ScriptFault.unsupported("sysctl net.ipv4.tcp_fastopen=\(value): only the bits 0x607 have a meaning")
         }
         try store("net.inet.tcp.fastopen.client_enable", bits & 1 != 0 ? "1" : "0", tunables)
         try store("net.inet.tcp.fastopen.server_enable", bits & 2 != 0 ? "1" : "0", tunables)
+        try store("net.inet.tcp.fastopen.cookieless", String(bits >> 2 & 1 | bits >> 8 & 2), tunables)
+        try store("net.inet.tcp.fastopen.all_listeners", bits & 0x400 != 0 ? "1" : "0", tunables)
+    }
+
+    /// Four groups of eight hexadecimal digits, each a little-endian word; a second key behind a comma is not needed.
+    private static func setFastOpenKey(_ value: String, _ tunables: TunableRegistry) throws {
+        let words = value.prefix { $0 != "," }.split(separator: "-").compactMap { UInt64($0, radix: 16) }
+        guard words.count == 4, words.allSatisfy({ $0 <= UInt64(UInt32.max) }) else {
+            throw ScriptFault.syntax("sysctl net.ipv4.tcp_fastopen_key=\(value): expected four groups of eight digits")
+        }
+        for (place, name) in ["net.inet.tcp.fastopen.key0", "net.inet.tcp.fastopen.key1"].enumerated() {
+            let half = words[2 * place] | words[2 * place + 1] << 32
+            try store(name, String(Int64(bitPattern: half)), tunables)
+        }
     }
 
     /// Sets what `name=value` asks for. Throws a clear line if it cannot be had.
     static func set(_ name: String, _ value: String, in tunables: TunableRegistry) throws {
         let name = name.replacingOccurrences(of: "/", with: ".")
         if name == "net.ipv4.tcp_fastopen" { return try setFastOpen(value, tunables) }
+        if name == "net.ipv4.tcp_fastopen_key" { return try setFastOpenKey(value, tunables) }
         guard let rule = rules.first(where: { $0.names.contains(name) }) else {
             // Our own names are as good as anybody's.
             if !isIgnored(name) {
@@ -151,10 +171,12 @@ enum SysctlMap {
             }
             return
         }
-        for tunable in known { try store(tunable, converted(value, rule.unit, name), tunables) }
+        for (place, tunable) in known.enumerated() {
+            try store(tunable, converted(value, rule.unit, name, place), tunables)
+        }
     }
 
-    private static func converted(_ value: String, _ unit: Unit, _ name: String) throws -> String {
+    private static func converted(_ value: String, _ unit: Unit, _ name: String, _ place: Int) throws -> String {
         switch unit {
         case .number: return name.hasSuffix("_us") ? value + "us" : value
         case .switched, .inverted, .fromThree:
@@ -163,14 +185,20 @@ enum SysctlMap {
             }
             let isOn = unit == .fromThree ? number >= 3 : number != 0
             return isOn == (unit != .inverted) ? "1" : "0"
+        case .algorithm:
+            switch value {
+            case "reno", "newreno": return "0"
+            case "cubic": return "1"
+            default: throw ScriptFault.unsupported("sysctl \(name)=\(value): it can only be reno or cubic")
+            }
         case .milliseconds: return value + "ms"
         case .seconds: return value + "s"
-        case .bufferDefault:
+        case .buffer:
             let parts = value.split { $0 == " " || $0 == "\t" }
             guard parts.count == 3 else {
                 throw ScriptFault.syntax("sysctl \(name)=\(value): expected minimum, default and maximum")
             }
-            return String(parts[1])
+            return String(parts[1 + min(place, 1)])
         }
     }
 
@@ -189,6 +217,19 @@ enum SysctlMap {
 
     // MARK: Profiles
 
+    /// What the script that Linux's suites begin with sets beyond the profile.
+    static func applyLinuxDefaults(to tunables: TunableRegistry) throws {
+        try apply(.linux, to: tunables)
+        try set("net.ipv4.tcp_rmem", "4096 540000 15728640", in: tunables)
+        try set("net.ipv4.tcp_wmem", "4096 262144 4194304", in: tunables)
+        for (name, value) in [
+            ("tcp_timestamps", "1"), ("tcp_sack", "1"), ("tcp_dsack", "1"), ("tcp_frto", "2"), ("tcp_ecn", "0"),
+            ("tcp_slow_start_after_idle", "0"), ("tcp_early_retrans", "4"), ("tcp_synack_retries", "5"),
+            ("tcp_syncookies", "1"), ("tcp_congestion_control", "cubic"), ("tcp_fastopen", "0x3"),
+            ("tcp_fastopen_key", "a1a1a1a1-b2b2b2b2-c3c3c3c3-d4d4d4d4"),
+        ] { try set("net.ipv4." + name, value, in: tunables) }
+    }
+
     /// The settings that scripts of a family take for granted.
     static func apply(_ profile: PacketScriptOptions.Profile, to tunables: TunableRegistry) throws {
         let settings: [(String, String)]
@@ -205,6 +246,7 @@ enum SysctlMap {
                 ("kern.ipc.maxsockbuf", "2097152"), ("kern.ipc.recvspace", "65536"), ("kern.ipc.sendspace", "32768"),
                 ("net.inet.tcp.recvbuf_max", "2097152"), ("net.inet.tcp.option_order", "1"),
                 ("net.inet.tcp.newcwv", "0"), ("net.inet.tcp.tlp", "0"), ("net.inet.tcp.frto", "0"),
+                ("net.inet.tcp.rexmit_var_min", "0"),
             ]
         }
         for (name, value) in settings where tunables.get(name) != nil { try store(name, value, tunables) }

@@ -89,13 +89,18 @@ struct CallArguments {
         return try integer(expression)
     }
 
+    /// A string as C has it: `\xa1` is one byte.
+    static func bytes(_ text: String) -> [UInt8] {
+        text.unicodeScalars.flatMap { $0.value < 256 ? [UInt8($0.value)] : Array(String($0).utf8) }
+    }
+
     /// A buffer to write from. Nil: a null pointer.
     func buffer(_ index: Int, count: Int) throws -> [UInt8]? {
         guard (0...(64 << 20)).contains(count) else { throw ScriptFault.syntax("\(count) bytes are too many") }
         switch list[index] {
         case .ellipsis: return [UInt8](repeating: 0, count: count)
         case .string(let text):
-            let bytes = Array(text.utf8)
+            let bytes = Self.bytes(text)
             return Array(bytes.prefix(count)) + [UInt8](repeating: 0, count: max(0, count - bytes.count))
         default:
             guard try Self.integer(list[index]) == 0 else {
@@ -110,6 +115,7 @@ struct CallArguments {
         switch list[index] {
         case .ellipsis: return .default
         case .structure(let fields): return try .given(Self.socketAddress(fields))
+        case .word("AF_UNSPEC"): return .given((0, LivePacket.Endpoint(address: 0, port: 0)))
         default:
             if try Self.integer(list[index]) == 0 { return .none }
             throw ScriptFault.syntax("argument \(index + 1) must be ..., NULL or {sa_family = ...}")

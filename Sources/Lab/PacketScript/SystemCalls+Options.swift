@@ -21,7 +21,7 @@ extension SystemCalls {
     private static func optionBytes(_ expression: ScriptExpression) throws -> [UInt8]? {
         switch expression {
         case .ellipsis: return []
-        case .string(let text): return Array(text.utf8)
+        case .string(let text): return CallArguments.bytes(text)
         case .list(let items): return try items.flatMap { try optionBytes($0) ?? [] }
         case .structure(let fields):
             if fields.contains(where: { $0.name == "tv_sec" || $0.name == "tv_usec" }) {

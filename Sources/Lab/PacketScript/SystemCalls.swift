@@ -44,8 +44,11 @@ final class SystemCalls {
     }
 
     func add(_ kind: ScriptDescriptor.Kind, number: Int, nonBlocking: Bool = false) throws {
-        guard descriptors[number] == nil else {
-            throw ScriptFault.syntax("descriptor \(number) is open already")
+        if let open = descriptors[number] {
+            // A connection of before may be left open under the number the next one is given.
+            guard open.socket != nil, case .socket = kind else {
+                throw ScriptFault.syntax("descriptor \(number) is open already")
+            }
         }
         let descriptor = ScriptDescriptor(number, kind)
         descriptor.isNonBlocking = nonBlocking
@@ -212,10 +215,8 @@ final class SystemCalls {
             var address = alps_sockaddr(wanted)
             address.family = family
             let status = socket.connect(address)
-            if family == 0 {
-                flow.state = .new
-                flow.remote = LivePacket.Endpoint(address: 0, port: 0)
-            } else if !hasBegun, status == 115 || status == 0 {
+            // AF_UNSPEC ends the association; the flow stays what the last packets belong to.
+            if family != 0, !hasBegun, status == 115 || status == 0 {
                 begin(flow, socket, to: wanted)
             }
             hasBegun = true

@@ -28,6 +28,7 @@ ALPS_BEGIN
 #define ALPS_SO_ACCEPTCONN 0x0080u  ///< listening
 #define ALPS_SO_PKTINFO 0x0100u     ///< datagrams carry destination and interface
 #define ALPS_SO_RECVERR 0x0200u
+#define ALPS_SO_RCVBUF_CHOSEN 0x0400u  ///< the receive buffer has the size the application has set, and keeps it
 
 // alps_socket.state
 #define ALPS_SS_CONNECTING 0x0001u
@@ -51,8 +52,8 @@ typedef struct alps_sockbuf {
     uint32_t limit;           ///< bytes that may be used: SO_SNDBUF / SO_RCVBUF in force
     uint64_t head;            ///< send: first byte not yet acknowledged; receive: first byte not yet taken
     uint64_t tail;            ///< send: end of what the application wrote; receive: end of in-order data
-    uint32_t low_water;
-    uint32_t reserved;
+    uint32_t low_water;  ///< receive: SO_RCVLOWAT; send: with so much unsent no more is taken (TCP_NOTSENT_LOWAT), 0: no bound
+    uint32_t unsent;     ///< send: bytes that wait for their first transmission, kept by the transport; receive: 0
     alps_ext *_Nullable ext;  ///< reference-counted storage behind `base`
 } alps_sockbuf;
 ALPS_LAYOUT_SIZE(alps_sockbuf, 48);

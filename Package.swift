@@ -35,6 +35,7 @@ let package = Package(
     products: [
         .executable(name: "alps", targets: ["Host"]),
         .library(name: "alps-shim", type: .dynamic, targets: ["Shim"]),
+        .library(name: "alps-packetdrill", type: .dynamic, targets: ["Packetdrill"]),
     ] + plugins.map(pluginProduct),
     dependencies: [
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.0"),
@@ -63,7 +64,8 @@ let package = Package(
                 .product(name: "Logging", package: "swift-log"),
             ],
             path: "Sources/Kernel", swiftSettings: kernelSettings),
-        .target(name: "Lab", dependencies: ["Kernel"], path: "Sources/Lab", swiftSettings: kernelSettings),
+        .target(
+            name: "Lab", dependencies: ["Kernel", "CLinux"], path: "Sources/Lab", swiftSettings: kernelSettings),
         .executableTarget(
             name: "Host",
             dependencies: [
@@ -71,6 +73,11 @@ let package = Package(
                 .product(name: "Logging", package: "swift-log"),
             ],
             path: "Sources/Host", swiftSettings: kernelSettings),
+        .target(name: "CPacketdrill", path: "Sources/CPacketdrill"),
+        .target(
+            name: "Packetdrill", dependencies: ["Kernel", "Lab", "PluginAPI", "CPacketdrill"], path: "Sources/Packetdrill",
+            exclude: ["exports.map"], swiftSettings: kernelSettings,
+            linkerSettings: versionScript("Sources/Packetdrill/exports.map")),
         // Tests. PluginKit is built a second time as an ordinary module, since an ordinary target cannot import an
         // Embedded one.
         .target(name: "PluginKitHosted", dependencies: ["PluginAPI"], path: "Sources/PluginKitHosted"),

@@ -66,6 +66,7 @@ int memfd_create(const char *name, unsigned int flags);
 int accept4(int fd, struct sockaddr *address, socklen_t *length, int flags);
 int pipe2(int fds[2], int flags);
 int setns(int fd, int type);
+pid_t gettid(void);
 
 // Swift does not import variadic functions.
 static inline int alps_ioctl(int fd, unsigned long request, void *argument) { return ioctl(fd, request, argument); }

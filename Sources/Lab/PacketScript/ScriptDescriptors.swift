@@ -48,6 +48,9 @@ final class ScriptDescriptor {
         }
     }
 
+    /// `revents` of poll(2).
+    func readiness(for events: Int32) -> Int32 { readiness & (events | Self.pollError | Self.pollHangUp) }
+
     private static let pollPriority: Int32 = 2
     private static let readNormal: Int32 = 0x40
     private static let writeNormal: Int32 = 0x100
@@ -171,6 +174,30 @@ final class ScriptEpoll {
         var events = UInt32(bitPattern: item.descriptor.readiness) & (item.events | Self.always)
         if item.events & Self.edgeTriggered != 0 { events &= item.edges }
         return item.events & ~(Self.edgeTriggered | Self.oneShot) == 0 ? 0 : events
+    }
+
+    /// epoll_ctl(2)
+    func control(
+        _ operation: Int32, _ descriptor: ScriptDescriptor, _ events: UInt32, _ data: Int64
+    ) -> SystemCall.Outcome {
+        let place = items.firstIndex { $0.descriptor === descriptor }
+        switch operation {
+        case 1:
+            guard place == nil else { return .error(17) }
+            var item = Item(descriptor: descriptor, events: events, data: data)
+            item.last = Self.snapshot(descriptor)
+            items.append(item)
+        case 2:
+            guard let place else { return .error(2) }
+            items.remove(at: place)
+        case 3:
+            guard let place else { return .error(2) }
+            items[place].events = events
+            items[place].data = data
+            items[place].edges = ~0
+        default: return .error(22)
+        }
+        return .value(0)
     }
 
     var hasReady: Bool { items.contains { ready($0) != 0 } }

@@ -3,7 +3,7 @@ import PluginAPI
 
 /// Reading and writing.
 extension SystemCalls {
-    private enum Message {
+    enum Message {
         static let outOfBand: Int32 = 1
         static let peek: Int32 = 2
         static let truncate: Int32 = 0x20
@@ -15,7 +15,7 @@ extension SystemCalls {
     }
 
     /// What a call reads or writes, whatever its form.
-    private struct Transfer {
+    struct Transfer {
         var count = 0
         var flags: Int32 = 0
         var isNull = false
@@ -26,6 +26,15 @@ extension SystemCalls {
         var control: [ScriptExpression] = []
         /// A string that the data read must be.
         var wanted: String?
+    }
+
+    /// What a call has read.
+    struct Received {
+        var bytes: [UInt8] = []
+        /// msg_flags of recvmsg.
+        var flags: Int32 = 0
+        /// Who has sent a datagram.
+        var source: alps_sockaddr?
     }
 
     // MARK: Reading
@@ -52,22 +61,23 @@ extension SystemCalls {
             if arguments.list.count > 3 { transfer.flags = try arguments.int32(3) }
         }
         guard transfer.count >= 0 else { throw ScriptFault.syntax("a negative count") }
-        var got: [UInt8] = []
-        var outFlags: Int32 = 0
+        var received = Received()
         var call = SystemCall { [self] in
-            try readOnce(descriptor, transfer, &got, &outFlags)
+            try readOnce(descriptor, transfer, &received)
         }
         if let socket = descriptor.socket, let limit = timeout(socket, 20) {
             call.deadline = now + limit
             call.late = .error(11)
         }
         call.finish = { _ in
-            if let wanted = transfer.wanted, !got.starts(with: Array(wanted.utf8).prefix(got.count)) {
+            if let wanted = transfer.wanted,
+                !received.bytes.starts(with: Array(wanted.utf8).prefix(received.bytes.count))
+            {
                 throw ScriptFault.mismatch("read other bytes than \"\(wanted)\"")
             }
-            if let flags = transfer.messageFlags, flags != Int64(outFlags) {
+            if let flags = transfer.messageFlags, flags != Int64(received.flags) {
                 throw ScriptFault.mismatch(
-                    "Expected msg_flags 0x\(String(flags, radix: 16)) but got 0x\(String(outFlags, radix: 16))")
+                    "Expected msg_flags 0x\(String(flags, radix: 16)) but got 0x\(String(received.flags, radix: 16))")
             }
             guard transfer.control.isEmpty else {
                 throw ScriptFault.unsupported(
@@ -78,7 +88,7 @@ extension SystemCalls {
     }
 
     /// SO_RCVTIMEO (20) or SO_SNDTIMEO (21) in ns.
-    private func timeout(_ socket: Socket, _ name: Int32) -> UInt64? {
+    func timeout(_ socket: Socket, _ name: Int32) -> UInt64? {
         let (error, value) = socket.getOption(level: 1, name: name, capacity: 16)
         guard error == 0, value.count == 16 else { return nil }
         let (seconds, microseconds) = value.withUnsafeBytes {
@@ -88,8 +98,8 @@ extension SystemCalls {
         return time == 0 ? nil : time
     }
 
-    private func readOnce(
-        _ descriptor: ScriptDescriptor, _ transfer: Transfer, _ got: inout [UInt8], _ outFlags: inout Int32
+    func readOnce(
+        _ descriptor: ScriptDescriptor, _ transfer: Transfer, _ received: inout Received
     ) throws -> SystemCall.Outcome {
         switch descriptor.kind {
         case .socket(let socket, _):
@@ -98,28 +108,28 @@ extension SystemCalls {
                 throw ScriptFault.unsupported("there is no error queue here (MSG_ERRQUEUE)")
             }
             return socket.isStream
-                ? readStream(socket, transfer, waits, &got) : readDatagram(socket, transfer, waits, &got, &outFlags)
+                ? readStream(socket, transfer, waits, &received) : readDatagram(socket, transfer, waits, &received)
         case .pipe(let pipe, true):
             guard !pipe.bytes.isEmpty else { return descriptor.isNonBlocking ? .error(11) : .blocks }
             let count = min(transfer.count, pipe.bytes.count)
-            got = Array(pipe.bytes.prefix(count))
+            received.bytes = Array(pipe.bytes.prefix(count))
             pipe.bytes.removeFirst(count)
             return .value(Int64(count))
         case .file(let file):
-            got = file.read(transfer.count, from: file.position)
-            file.position += got.count
-            return .value(Int64(got.count))
+            received.bytes = file.read(transfer.count, from: file.position)
+            file.position += received.bytes.count
+            return .value(Int64(received.bytes.count))
         default: return .error(22)
         }
     }
 
     private func readStream(
-        _ socket: Socket, _ transfer: Transfer, _ waits: Bool, _ got: inout [UInt8]
+        _ socket: Socket, _ transfer: Transfer, _ waits: Bool, _ received: inout Received
     ) -> SystemCall.Outcome {
         if socket.isListening { return .error(107) }
         if transfer.flags & Message.outOfBand != 0 {
             let (error, byte) = socket.takeUrgent(peek: transfer.flags & Message.peek != 0)
-            got = [byte]
+            received.bytes = error == 0 ? [byte] : []
             return error == 0 ? .value(1) : .error(error)
         }
         let available = socket.receiveAvailable
@@ -128,10 +138,13 @@ extension SystemCalls {
             || (available > 0 && socket.pendingError != 0)
         {
             guard !transfer.isNull else { return .error(14) }
-            if transfer.flags & Message.peek != 0 { return .value(Int64(min(available, transfer.count))) }
-            guard transfer.count > 0 else { return .value(0) }
-            got = socket.read(max: transfer.count) ?? []
-            return .value(Int64(got.count))
+            if transfer.flags & Message.peek != 0 {
+                let (first, second) = socket.receivePieces()
+                received.bytes = Array((Array(first) + Array(second)).prefix(transfer.count))
+            } else {
+                received.bytes = transfer.count > 0 ? socket.read(max: transfer.count) ?? [] : []
+            }
+            return .value(Int64(received.bytes.count))
         }
         if socket.pendingError != 0 { return .error(socket.takeError()) }
         if socket.atEndOfStream || socket.isDisconnected { return .value(0) }
@@ -140,7 +153,7 @@ extension SystemCalls {
     }
 
     private func readDatagram(
-        _ socket: Socket, _ transfer: Transfer, _ waits: Bool, _ got: inout [UInt8], _ outFlags: inout Int32
+        _ socket: Socket, _ transfer: Transfer, _ waits: Bool, _ received: inout Received
     ) -> SystemCall.Outcome {
         if socket.pendingError != 0 { return .error(socket.takeError()) }
         guard let first = socket.firstDatagram else {
@@ -149,9 +162,17 @@ extension SystemCalls {
         }
         guard !transfer.isNull else { return .error(14) }
         let length = Int(first.packet.pointee.pkt.length)
-        if transfer.flags & Message.peek == 0 { got = socket.receive()?.bytes ?? [] }
-        got = Array(got.prefix(transfer.count))
-        if length > transfer.count { outFlags |= Message.truncate }
+        received.source = first.info.source
+        received.bytes = [UInt8](unsafeUninitializedCapacity: min(length, transfer.count)) { buffer, initialized in
+            initialized = min(length, transfer.count)
+            if let to = buffer.baseAddress, initialized > 0 {
+                stack.kernel.mbufs.copyOut(first.packet, 0, initialized, to)
+            }
+        }
+        if transfer.flags & Message.peek == 0, let taken = socket.nextDatagram() {
+            stack.kernel.mbufs.freePacket(taken.packet)
+        }
+        if length > transfer.count { received.flags |= Message.truncate }
         return .value(Int64(transfer.flags & Message.truncate != 0 ? length : min(length, transfer.count)))
     }
 
@@ -212,7 +233,7 @@ extension SystemCalls {
         return call
     }
 
-    private func writeOnce(
+    func writeOnce(
         _ descriptor: ScriptDescriptor, _ transfer: Transfer, _ written: inout Int
     ) throws -> SystemCall.Outcome {
         switch descriptor.kind {
@@ -312,25 +333,27 @@ extension SystemCalls {
         let to = try find(arguments.descriptor(2))
         let count = Int(truncatingIfNeeded: try arguments.integer(4))
         guard (0...(64 << 20)).contains(count) else { throw ScriptFault.syntax("\(count) bytes are too many") }
-        return SystemCall { [self] in
-            if case .pipe(let pipe, false) = to.kind, let socket = from.socket {
-                let room = ScriptPipe.capacity - pipe.bytes.count
-                guard room > 0 else { return to.isNonBlocking ? .error(11) : .blocks }
-                var transfer = Transfer()
-                transfer.count = min(count, room)
-                var got: [UInt8] = []
-                let outcome = readStream(socket, transfer, !from.isNonBlocking, &got)
-                pipe.bytes += got
-                return outcome
-            }
-            if case .pipe(let pipe, true) = from.kind, to.socket != nil {
-                guard !pipe.bytes.isEmpty else { return from.isNonBlocking ? .error(11) : .blocks }
-                let sent = try move(Array(pipe.bytes.prefix(count)), to)
-                if case .value(let count) = sent { pipe.bytes.removeFirst(Int(count)) }
-                return sent
-            }
-            return .error(22)
+        return SystemCall { [self] in try spliceOnce(from, to, count) }
+    }
+
+    func spliceOnce(_ from: ScriptDescriptor, _ to: ScriptDescriptor, _ count: Int) throws -> SystemCall.Outcome {
+        if case .pipe(let pipe, false) = to.kind, let socket = from.socket {
+            let room = ScriptPipe.capacity - pipe.bytes.count
+            guard room > 0 else { return to.isNonBlocking ? .error(11) : .blocks }
+            var transfer = Transfer()
+            transfer.count = min(count, room)
+            var received = Received()
+            let outcome = readStream(socket, transfer, !from.isNonBlocking, &received)
+            pipe.bytes += received.bytes
+            return outcome
         }
+        if case .pipe(let pipe, true) = from.kind, to.socket != nil {
+            guard !pipe.bytes.isEmpty else { return from.isNonBlocking ? .error(11) : .blocks }
+            let sent = try move(Array(pipe.bytes.prefix(count)), to)
+            if case .value(let count) = sent { pipe.bytes.removeFirst(Int(count)) }
+            return sent
+        }
+        return .error(22)
     }
 
     private func move(_ bytes: [UInt8], _ to: ScriptDescriptor) throws -> SystemCall.Outcome {

@@ -121,18 +121,19 @@ extension SystemCalls {
         try arguments.expect(2...3)
         let descriptor = try find(arguments.descriptor())
         let command = try arguments.int32(1)
-        let nonBlocking: Int64 = 0o4000
+        if command == 4 { try arguments.expect(3...3) }
+        let argument = arguments.list.count == 3 ? try arguments.integer(2) : 0
+        return SystemCall { Self.fileControl(descriptor, command, argument) }
+    }
+
+    static func fileControl(_ descriptor: ScriptDescriptor, _ command: Int32, _ argument: Int64) -> SystemCall.Outcome {
         switch command {
-        case 3: return SystemCall { .value(2 | (descriptor.isNonBlocking ? nonBlocking : 0)) }
+        case 1, 2: return .value(0)
+        case 3: return .value(2 | (descriptor.isNonBlocking ? Int64(nonBlocking) : 0))
         case 4:
-            try arguments.expect(3...3)
-            let flags = try arguments.integer(2)
-            return SystemCall {
-                descriptor.isNonBlocking = flags & nonBlocking != 0
-                return .value(0)
-            }
-        case 1, 2: return .immediate(.value(0))
-        default: return .immediate(.error(22))
+            descriptor.isNonBlocking = argument & Int64(nonBlocking) != 0
+            return .value(0)
+        default: return .error(22)
         }
     }
 
@@ -143,22 +144,8 @@ extension SystemCalls {
         let argument = arguments.list.count == 3 ? arguments[2] : .ellipsis
         var found: Int64?
         var call = SystemCall {
-            switch command {
-            case 0x5421: descriptor.isNonBlocking = try CallArguments.bracketed(argument) ?? 0 != 0
-            case 0x541b:
-                if socket.isListening { return .error(22) }
-                found =
-                    socket.isStream
-                    ? Int64(socket.receiveAvailable) : Int64(socket.firstDatagram?.packet.pointee.pkt.length ?? 0)
-            case 0x5411: found = Int64(socket.sendQueued)
-            case 0x894b:
-                let (error, info) = socket.getOption(level: 6, name: 11, capacity: 512)
-                if error != 0 { return .error(error) }
-                found = TCPInfoFields.values(info)["tcpi_notsent_bytes"]
-            case 0x8905: found = socket.isAtMark ? 1 : 0
-            default: return .error(25)
-            }
-            return .value(0)
+            let given = command == 0x5421 ? try CallArguments.bracketed(argument) ?? 0 : 0
+            return Self.ioctl(descriptor, socket, command, given, &found)
         }
         call.finish = { outcome in
             guard case .value = outcome, let found, argument != .ellipsis,
@@ -169,6 +156,28 @@ extension SystemCalls {
             }
         }
         return call
+    }
+
+    /// FIONBIO takes `given`; FIONREAD, SIOCOUTQ, SIOCOUTQNSD and SIOCATMARK give a number.
+    static func ioctl(
+        _ descriptor: ScriptDescriptor, _ socket: Socket, _ command: Int64, _ given: Int64, _ found: inout Int64?
+    ) -> SystemCall.Outcome {
+        switch command {
+        case 0x5421: descriptor.isNonBlocking = given != 0
+        case 0x541b:
+            if socket.isListening { return .error(22) }
+            found =
+                socket.isStream
+                ? Int64(socket.receiveAvailable) : Int64(socket.firstDatagram?.packet.pointee.pkt.length ?? 0)
+        case 0x5411: found = Int64(socket.sendQueued)
+        case 0x894b:
+            let (error, info) = socket.getOption(level: 6, name: 11, capacity: 512)
+            if error != 0 { return .error(error) }
+            found = TCPInfoFields.values(info)["tcpi_notsent_bytes"]
+        case 0x8905: found = socket.isAtMark ? 1 : 0
+        default: return .error(25)
+        }
+        return .value(0)
     }
 
     // MARK: poll and epoll
@@ -193,8 +202,7 @@ extension SystemCalls {
         }
         var found: [Int32] = []
         var call = SystemCall {
-            let always = ScriptDescriptor.pollError | ScriptDescriptor.pollHangUp
-            found = watched.map { $0.descriptor.readiness & ($0.events | always) }
+            found = watched.map { $0.descriptor.readiness(for: $0.events) }
             let count = found.count { $0 != 0 }
             return count > 0 || timeout == 0 ? .value(Int64(count)) : .blocks
         }
@@ -261,26 +269,7 @@ extension SystemCalls {
         var event: (events: UInt32, data: Int64?) = (0, nil)
         if arguments.list.count == 4, operation != 2 { event = try Self.epollEvent(arguments[3]) }
         let wanted = event
-        return SystemCall {
-            let place = epoll.items.firstIndex { $0.descriptor === descriptor }
-            switch operation {
-            case 1:
-                guard place == nil else { return .error(17) }
-                var item = ScriptEpoll.Item(descriptor: descriptor, events: wanted.events, data: wanted.data ?? 0)
-                item.last = ScriptEpoll.snapshot(descriptor)
-                epoll.items.append(item)
-            case 2:
-                guard let place else { return .error(2) }
-                epoll.items.remove(at: place)
-            case 3:
-                guard let place else { return .error(2) }
-                epoll.items[place].events = wanted.events
-                epoll.items[place].data = wanted.data ?? 0
-                epoll.items[place].edges = ~0
-            default: return .error(22)
-            }
-            return .value(0)
-        }
+        return SystemCall { epoll.control(operation, descriptor, wanted.events, wanted.data ?? 0) }
     }
 
     func waitEpoll(_ arguments: CallArguments) throws -> SystemCall {

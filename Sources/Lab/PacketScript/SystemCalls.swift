@@ -111,13 +111,10 @@ final class SystemCalls {
         let domain = Int32(truncatingIfNeeded: try arguments.integer(0, orEllipsis: 2))
         let type = try arguments.int32(1)
         let protocolNumber = try arguments.int32(2)
-        let nonBlocking: Int32 = 0o4000
-        let closeOnExec: Int32 = 0o2000000
         var made: Socket?
         var call = SystemCall { [self] in
             do {
-                made = try stack.kernel.sockets.create(
-                    domain: domain, type: type & ~(nonBlocking | closeOnExec), protocol: protocolNumber)
+                made = try create(domain, type, protocolNumber)
             } catch let error as KernelError { return .error(error.code) }
             return .value(lowestFree)
         }
@@ -126,10 +123,20 @@ final class SystemCalls {
             guard let made else { return }
             let flow = ScriptFlow(protocolNumber: UInt8(truncatingIfNeeded: made.raw.pointee.protocol))
             flows.append(flow)
-            try add(.socket(made, flow), as: result, nonBlocking: type & nonBlocking != 0)
+            try add(.socket(made, flow), as: result, nonBlocking: type & Self.nonBlocking != 0)
             self.flow = flow
         }
         return call
+    }
+
+    /// O_NONBLOCK, SOCK_NONBLOCK.
+    static let nonBlocking: Int32 = 0o4000
+    private static let closeOnExec: Int32 = 0o2000000
+
+    /// The socket of socket(2); SOCK_NONBLOCK is the descriptor's affair.
+    func create(_ domain: Int32, _ type: Int32, _ protocolNumber: Int32) throws -> Socket {
+        try stack.kernel.sockets.create(
+            domain: domain, type: type & ~(Self.nonBlocking | Self.closeOnExec), protocol: protocolNumber)
     }
 
     private func bind(_ arguments: CallArguments) throws -> SystemCall {
@@ -175,10 +182,8 @@ final class SystemCalls {
         let flags = arguments.list.count == 4 ? try arguments.int32(3) : 0
         var made: Socket?
         var call = SystemCall { [self] in
-            guard socket.isListening else { return .error(22) }
-            made = socket.acceptNext()
-            if made == nil { return descriptor.isNonBlocking ? .error(11) : .blocks }
-            return .value(lowestFree)
+            let outcome = Self.acceptOnce(descriptor, socket, &made)
+            return made == nil ? outcome : .value(lowestFree)
         }
         call.returnsDescriptor = true
         call.finish = { [self] _ in
@@ -191,9 +196,16 @@ final class SystemCalls {
             flow.remote = remote
             flow.local = local
             flow.state = .accepted
-            try add(.socket(made, flow), as: result, nonBlocking: flags & 0o4000 != 0)
+            try add(.socket(made, flow), as: result, nonBlocking: flags & Self.nonBlocking != 0)
         }
         return call
+    }
+
+    static func acceptOnce(_ descriptor: ScriptDescriptor, _ socket: Socket, _ made: inout Socket?) -> SystemCall.Outcome {
+        guard socket.isListening else { return .error(22) }
+        made = socket.acceptNext()
+        guard made == nil else { return .value(0) }
+        return descriptor.isNonBlocking ? .error(11) : .blocks
     }
 
     private func connect(_ arguments: CallArguments) throws -> SystemCall {
@@ -208,21 +220,26 @@ final class SystemCalls {
             wanted = given.endpoint
             family = given.family
         }
+        var address = alps_sockaddr(wanted)
+        address.family = family
         var hasBegun = false
-        return SystemCall { [self] in
-            // Called anew once the attempt is over, connect tells what has come of it.
-            if hasBegun, socket.isConnecting { return .blocks }
-            var address = alps_sockaddr(wanted)
-            address.family = family
-            let status = socket.connect(address)
-            // AF_UNSPEC ends the association; the flow stays what the last packets belong to.
-            if family != 0, !hasBegun, status == 115 || status == 0 {
-                begin(flow, socket, to: wanted)
-            }
-            hasBegun = true
-            if status == 115, !descriptor.isNonBlocking { return .blocks }
-            return SystemCall.status(status)
+        return SystemCall { [self] in connectOnce(descriptor, socket, flow, address, &hasBegun) }
+    }
+
+    func connectOnce(
+        _ descriptor: ScriptDescriptor, _ socket: Socket, _ flow: ScriptFlow, _ address: alps_sockaddr,
+        _ hasBegun: inout Bool
+    ) -> SystemCall.Outcome {
+        // Called anew once the attempt is over, connect tells what has come of it.
+        if hasBegun, socket.isConnecting { return .blocks }
+        let status = socket.connect(address)
+        // AF_UNSPEC ends the association; the flow stays what the last packets belong to.
+        if address.family != 0, !hasBegun, status == 115 || status == 0 {
+            begin(flow, socket, to: address.endpoint)
         }
+        hasBegun = true
+        if status == 115, !descriptor.isNonBlocking { return .blocks }
+        return SystemCall.status(status)
     }
 
     /// A flow whose first packet is ours.
@@ -246,12 +263,16 @@ final class SystemCalls {
         try arguments.expect(1...1)
         let descriptor = try find(arguments.descriptor())
         return SystemCall { [self] in
-            descriptors[descriptor.number] = nil
-            for other in descriptors.values {
-                if case .epoll(let epoll) = other.kind { epoll.items.removeAll { $0.descriptor === descriptor } }
-            }
-            descriptor.socket?.close()
+            close(descriptor)
             return .value(0)
         }
+    }
+
+    func close(_ descriptor: ScriptDescriptor) {
+        descriptors[descriptor.number] = nil
+        for other in descriptors.values {
+            if case .epoll(let epoll) = other.kind { epoll.items.removeAll { $0.descriptor === descriptor } }
+        }
+        descriptor.socket?.close()
     }
 }

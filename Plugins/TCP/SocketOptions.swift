@@ -151,8 +151,9 @@ extension UnsafeMutablePointer where Pointee == Connection {
     }
 
     private func getFastOpenKeys(_ value: UnsafeMutableRawPointer, _ length: UnsafeMutablePointer<UInt32>) -> Int32 {
-        var keys = (instance.fastOpenKey(self), pointee.fastOpenBackupKey)
-        let count = min(length.pointee, pointee.fastOpenKeys > 1 ? 2 &* FastOpenKey.length : FastOpenKey.length)
+        // Only what has been set: the host's own key is nobody's business.
+        var keys = (pointee.fastOpenKey, pointee.fastOpenBackupKey)
+        let count = min(length.pointee, UInt32(pointee.fastOpenKeys) &* FastOpenKey.length)
         value.copyMemory(from: &keys, byteCount: Int(count))
         length.pointee = count
         return 0

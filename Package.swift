@@ -69,7 +69,7 @@ let package = Package(
         .executableTarget(
             name: "Host",
             dependencies: [
-                "Kernel", "Lab", .product(name: "ArgumentParser", package: "swift-argument-parser"),
+                "Kernel", "Lab", "CLinux", .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Logging", package: "swift-log"),
             ],
             path: "Sources/Host", swiftSettings: kernelSettings),

@@ -22,6 +22,7 @@ struct Alps: ParsableCommand {
             HostCommand.self, UpCommand.self, DownCommand.self, RunCommand.self, PluginCommand.self,
             SysctlCommand.self, NetstatCommand.self, StatCommand.self, ProcessesCommand.self, RouteCommand.self,
             ArpCommand.self, PktCommand.self, TortureCommand.self, OptionsCommand.self,
+            SuperviseCommand.self,
         ])
 }
 

@@ -13,24 +13,26 @@ struct Launch {
     var stack: String
     var socket: String?
     var bypass: [String]
+    /// Sockets of programs without the shim are the stack's too.
+    var isStrict = false
 
     static let mostBypassRanges = 32
 
     func execute(_ command: [String]) throws -> Never {
         let shim = try shimPath()
         let path = try connectedPath()
-        let doorway = try openDoorway(path)
         let inherited = getenv("LD_PRELOAD").map { String(cString: $0) } ?? ""
         if !inherited.split(whereSeparator: { $0 == ":" || $0 == " " }).contains(Substring(shim)) {
             setenv("LD_PRELOAD", inherited.isEmpty ? shim : "\(shim):\(inherited)", 1)
         }
         setenv(ALPS_ENV_SOCKET, path, 1)
-        setenv(ALPS_ENV_DOORWAY, String(doorway), 1)
         if bypass.isEmpty {
             unsetenv(ALPS_ENV_BYPASS)
         } else {
             setenv(ALPS_ENV_BYPASS, bypass.joined(separator: ","), 1)
         }
+        if isStrict { try confine() }
+        setenv(ALPS_ENV_DOORWAY, String(try openDoorway(path)), 1)
         var arguments = command.map { strdup($0) } + [nil]
         execvp(arguments[0]!, &arguments)
         let error = errno

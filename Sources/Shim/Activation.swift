@@ -21,6 +21,9 @@ struct Activation {
     var bypassVariable: UnsafeMutablePointer<CChar>? = nil
     var tcpVariable: UnsafeMutablePointer<CChar>? = nil
     var udpVariable: UnsafeMutablePointer<CChar>? = nil
+    var strictVariable: UnsafeMutablePointer<CChar>? = nil
+    /// What tells the filter of `alps run --strict` that a socket of the kernel is wanted; 0 without one.
+    var strictToken: UInt = 0
     /// Path of this library.
     var library: UnsafePointer<CChar>? = nil
 }
@@ -59,6 +62,8 @@ func setUp() {
         activation.bypassVariable = keep("ALPS_BYPASS", variable("ALPS_BYPASS"), &text)
         activation.tcpVariable = keep("ALPS_TCP", variable("ALPS_TCP"), &text)
         activation.udpVariable = keep("ALPS_UDP", variable("ALPS_UDP"), &text)
+        activation.strictVariable = keep("ALPS_STRICT", variable("ALPS_STRICT"), &text)
+        if let token = variable("ALPS_STRICT") { activation.strictToken = UInt(strtoul(token, nil, 16)) }
         if let doorway { findDoorway(doorway) }
         if let ranges = variable("ALPS_BYPASS") { parseBypassRanges(ranges) }
         alps_shim_at_fork(alpsShimAfterFork)

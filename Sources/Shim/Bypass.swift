@@ -61,8 +61,9 @@ func bypasses(_ target: Endpoint) -> Bool {
 
 /// Puts a socket of the kernel in the place of one of the stack, with the options set so far. False: errno says why.
 func replaceWithKernelSocket(_ descriptor: Int32, _ found: EntryPointer) -> Bool {
-    let new = alps_sys_socket(
-        AF_INET, Int32(found.pointee.type) | Int32(SOCK_CLOEXEC.rawValue), Int32(found.pointee.protocolNumber))
+    let new = alps_sys_socket_of_kernel(
+        AF_INET, Int32(found.pointee.type) | Int32(SOCK_CLOEXEC.rawValue), Int32(found.pointee.protocolNumber),
+        activation.strictToken)
     guard new >= 0 else { return false }
     for index in 0..<inheritedOptionCount {
         let (level, name) = inheritedOption(index)

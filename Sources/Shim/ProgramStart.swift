@@ -132,7 +132,7 @@ private func complete(_ environment: StringVector?) -> CompletedEnvironment {
     let preloads = preload.map { strstr($0, library) != nil } ?? false
     let missing =
         isMissing(activation.socketVariable, environment) || isMissing(activation.doorwayVariable, environment)
-        || isMissing(activation.bypassVariable, environment)
+        || isMissing(activation.bypassVariable, environment) || isMissing(activation.strictVariable, environment)
     if preloads, !missing { return unchanged }
 
     let libraryLength = strlen(library)
@@ -168,6 +168,7 @@ private func complete(_ environment: StringVector?) -> CompletedEnvironment {
     add(activation.socketVariable, environment, vector, &used)
     add(activation.doorwayVariable, environment, vector, &used)
     add(activation.bypassVariable, environment, vector, &used)
+    add(activation.strictVariable, environment, vector, &used)
     return CompletedEnvironment(vector: UnsafePointer(vector), memory: memory, bytes: linkBytes + vectorBytes + textBytes)
 }
 

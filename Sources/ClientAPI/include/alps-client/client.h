@@ -34,6 +34,7 @@
 #define ALPS_ENV_SOCKET "ALPS_SOCKET"    ///< path of the stack's control socket
 #define ALPS_ENV_DOORWAY "ALPS_DOORWAY"  ///< descriptor number of the doorway
 #define ALPS_ENV_BYPASS "ALPS_BYPASS"    ///< comma-separated CIDRs that belong to the kernel
+#define ALPS_ENV_STRICT "ALPS_STRICT"    ///< hexadecimal token of the seccomp filter of `alps run --strict`
 #define ALPS_ENV_TCP "ALPS_TCP"          ///< variant of TCP for this process ("other" for "tcp/other")
 #define ALPS_ENV_UDP "ALPS_UDP"          ///< the same for UDP
 #define ALPS_DOORWAY_BYTE 0x44u  ///< 'D'

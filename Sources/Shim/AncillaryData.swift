@@ -31,26 +31,26 @@ private func giveAncillaryData(
     if asked & Entry.timestampNanoseconds != 0 {
         var time = timespec(
             tv_sec: Int(header.timestamp / 1_000_000_000), tv_nsec: Int(header.timestamp % 1_000_000_000))
-        appendAncillary(message, &used, SOL_SOCKET, SO_TIMESTAMPNS, &time, MemoryLayout<timespec>.size)
+        appendControl(message, &used, SOL_SOCKET, SO_TIMESTAMPNS, &time, MemoryLayout<timespec>.size)
     } else if asked & Entry.timestamp != 0 {
         var time = timeval(
             tv_sec: Int(header.timestamp / 1_000_000_000), tv_usec: Int(header.timestamp % 1_000_000_000 / 1000))
-        appendAncillary(message, &used, SOL_SOCKET, SO_TIMESTAMP, &time, MemoryLayout<timeval>.size)
+        appendControl(message, &used, SOL_SOCKET, SO_TIMESTAMP, &time, MemoryLayout<timeval>.size)
     }
     if asked & Entry.packetInfo != 0 {
         var info = in_pktinfo()
         info.ipi_ifindex = Int32(bitPattern: header.ifindex)
         info.ipi_spec_dst.s_addr = ipv4(header.destination)
         info.ipi_addr.s_addr = ipv4(header.destination)
-        appendAncillary(message, &used, Int32(IPPROTO_IP), IP_PKTINFO, &info, MemoryLayout<in_pktinfo>.size)
+        appendControl(message, &used, Int32(IPPROTO_IP), IP_PKTINFO, &info, MemoryLayout<in_pktinfo>.size)
     }
     if asked & Entry.timeToLive != 0 {
         var value = Int32(header.ttl)
-        appendAncillary(message, &used, Int32(IPPROTO_IP), IP_TTL, &value, 4)
+        appendControl(message, &used, Int32(IPPROTO_IP), IP_TTL, &value, 4)
     }
     if asked & Entry.typeOfService != 0 {
         var value = header.tos
-        appendAncillary(message, &used, Int32(IPPROTO_IP), IP_TOS, &value, 1)
+        appendControl(message, &used, Int32(IPPROTO_IP), IP_TOS, &value, 1)
     }
     message.pointee.msg_controllen = used
 }
@@ -97,7 +97,7 @@ func noteAncillary(_ found: EntryPointer, _ level: Int32, _ name: Int32, on: Boo
     if on { found.pointee.ancillary |= bit } else { found.pointee.ancillary &= ~bit }
 }
 
-func appendAncillary(
+func appendControl(
     _ message: UnsafeMutablePointer<msghdr>, _ used: inout Int, _ level: Int32, _ type: Int32,
     _ data: UnsafeRawPointer, _ length: Int
 ) {

@@ -58,7 +58,7 @@ struct Entry {
     static var typeOfService: UInt8 { 4 }
     static var timestamp: UInt8 { 8 }
     static var timestampNanoseconds: UInt8 { 16 }
-    static var credentials: UInt8 { 32 }
+    static var credentials: UInt8 { 64 }
 
     var isDatagram: Bool { kind == .datagram || kind == .connectedDatagram }
     var isNetlink: Bool { domain == UInt8(AF_NETLINK) }

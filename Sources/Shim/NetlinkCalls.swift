@@ -147,10 +147,10 @@ func giveNetlinkAncillary(
 ) {
     if asked & Entry.credentials != 0 {
         var nobody = [3 of UInt32](repeating: 0)
-        appendAncillary(message, &used, SOL_SOCKET, SCM_CREDENTIALS, &nobody, 12)
+        appendControl(message, &used, SOL_SOCKET, SCM_CREDENTIALS, &nobody, 12)
     }
     if asked & Entry.packetInfo != 0 {
         var group = header.ifindex
-        appendAncillary(message, &used, SOL_NETLINK, NETLINK_PKTINFO, &group, 4)
+        appendControl(message, &used, SOL_NETLINK, NETLINK_PKTINFO, &group, 4)
     }
 }

@@ -18,6 +18,9 @@ package final class Netlink {
     }
     private var ports: [Port: NetlinkSocket] = [:]
     private var sockets: [ObjectIdentifier: NetlinkSocket] = [:]
+    /// The next to be given to a socket whose process's number is taken.
+    private var nextPort = firstPort
+    private static let firstPort: Int32 = -4097
     /// The request that is being executed: what it changes is told with its numbers.
     private var current: NetlinkRequest?
     /// Groups that anybody is in.
@@ -73,10 +76,9 @@ package final class Netlink {
         var port = wanted
         if wanted == 0 {
             port = UInt32(bitPattern: max(pid, 1))
-            var next: Int32 = -4097
             while !isFree(port) {
-                port = UInt32(bitPattern: next)
-                next -= 1
+                port = UInt32(bitPattern: nextPort)
+                nextPort = nextPort > Int32.min ? nextPort - 1 : Self.firstPort
             }
         }
         guard isFree(port) else { return nil }
@@ -105,6 +107,8 @@ package final class Netlink {
     }
 
     private static let lastType: UInt16 = 123
+    /// RTM_GETNSID: `ip` asks before it shows where something is.
+    private static let getNamespace: UInt16 = 90
 
     private func answerRoute(_ request: NetlinkRequest) throws -> NetlinkOutcome {
         let type = request.header.type
@@ -113,6 +117,7 @@ package final class Netlink {
         guard let family = request.payload.first else { return .done }
         let verb = (type - NetlinkHeader.firstType) & 3
         guard verb == 2 || request.mayChange else { throw NetlinkError(EPERM) }
+        if type == Self.getNamespace { return try getNamespace(request) }
         guard let subject = Subject(rawValue: type - verb) else { throw NetlinkError(EOPNOTSUPP) }
         let isIPv6 = family == 10
         if verb == 2, request.isDump {
@@ -138,6 +143,17 @@ package final class Netlink {
         case (.neighbor, 2): return try request.isDump ? .dump(dumpNeighbors(request)) : getNeighbor(request)
         default: throw NetlinkError(EOPNOTSUPP)
         }
+        return .done
+    }
+
+    /// No other network namespace has a number here (NETNSA_NSID_NOT_ASSIGNED).
+    private func getNamespace(_ request: NetlinkRequest) throws -> NetlinkOutcome {
+        guard !request.isDump else { return .dump(NetlinkSource([])) }
+        guard try !NetlinkAttributes(request.payload, after: 1).types.isEmpty else { throw NetlinkError(EINVAL) }
+        var writer = request.reply(88 /* RTM_NEWNSID */)
+        writer.append([UInt8(0), 0, 0, 0])
+        writer.attribute(1 /* NETNSA_NSID */, Int32(-1))
+        request.socket.deliver(writer.finished())
         return .done
     }
 

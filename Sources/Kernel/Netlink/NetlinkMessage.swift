@@ -66,7 +66,7 @@ struct NetlinkError: Error {
 
 extension ArraySlice where Element == UInt8 {
     /// A number in the machine's byte order. Zero beyond the end: whoever reads has looked at the size.
-    func number<Number: FixedWidthInteger>(at offset: Int, as type: Number.Type = Number.self) -> Number {
+    package func number<Number: FixedWidthInteger>(at offset: Int, as type: Number.Type = Number.self) -> Number {
         guard offset >= 0, count - offset >= MemoryLayout<Number>.size else { return 0 }
         return withUnsafeBytes { $0.loadUnaligned(fromByteOffset: offset, as: Number.self) }
     }

@@ -18,8 +18,6 @@ enum SocketDiagnosis {
 
     private struct Query {
         var protocolNumber: UInt8 = 0
-        /// Raw sockets: of this protocol alone, 255 for all.
-        var rawProtocol: UInt8 = 255
         var extensions: UInt8 = 0
         var states: UInt32 = 0
         var identity: ArraySlice<UInt8> = []
@@ -39,7 +37,6 @@ enum SocketDiagnosis {
             try request.require(fixedSize)
             query.protocolNumber = request.payload.number(at: 1)
             query.extensions = request.payload.number(at: 2)
-            query.rawProtocol = request.payload.number(at: 3)
             query.states = request.payload.number(at: 4)
             query.identity = request.payload.dropFirst(8).prefix(identitySize)
             try read(request, after: fixedSize, &query)
@@ -106,9 +103,7 @@ enum SocketDiagnosis {
     private static func rawSockets(_ request: NetlinkRequest, _ query: Query, _ kernel: Kernel) -> NetlinkSource {
         let entries = kernel.sockets.all.compactMap(Entry.init(raw:))
         return NetlinkSource(
-            entries.filter {
-                (query.rawProtocol == 255 || UInt16(query.rawProtocol) == $0.localPort) && matches($0, query)
-            }.map { message(request, $0, query) })
+            entries.filter { matches($0, query) }.map { message(request, $0, query) })
     }
 
     private static func matches(_ entry: Entry, _ query: Query) -> Bool {
@@ -171,13 +166,13 @@ enum SocketDiagnosis {
     }
 
     /// Listeners: connections that wait, and how many may.
-    private static func receiveQueue(_ socket: Socket?) -> Int {
+    static func receiveQueue(_ socket: Socket?) -> Int {
         guard let socket else { return 0 }
         if socket.isListening { return Int(socket.raw.pointee.queue_length) }
         return socket.isStream ? socket.receiveAvailable : socket.datagrams.bytes
     }
 
-    private static func sendQueue(_ socket: Socket?) -> Int {
+    static func sendQueue(_ socket: Socket?) -> Int {
         guard let socket else { return 0 }
         return socket.isListening ? Int(socket.raw.pointee.backlog) : socket.sendQueued
     }

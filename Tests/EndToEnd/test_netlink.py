@@ -115,6 +115,34 @@ def test_routes_come_and_go(stack, kernels_side):
     assert ip(stack, "route", "get", STACK).startswith(f"local {STACK} dev lo0")
 
 
+# --- what Linux refuses
+
+REFUSED = """
+addr del 1.2.3.4/32 dev tap0
+addr add 10.9.0.1/24 dev nosuch
+route add 192.0.2.0/24
+route add 192.0.2.0/24 via 77.7.7.7
+route add 192.0.2.1/24 via 77.7.7.7
+route del 192.0.2.0/24
+route get 192.0.2.1 from 9.9.9.9
+neigh del 10.11.12.200 dev tap0
+neigh add 10.11.12.201 dev tap0
+neigh get 10.11.12.200 dev tap0
+link set tap0 mtu 70000
+link set tap0 mtu 10
+link set nosuch up
+"""
+
+
+def test_refusals_are_linuxs(stack):
+    """The same words and the same status for the kernel's side, where none of these changes anything either."""
+    for line in REFUSED.strip().splitlines():
+        ours = stack.run("ip", *line.split(), check=False)
+        kernel = stack.outside("ip", *line.split(), check=False)
+        assert kernel.returncode != 0, line
+        assert (ours.returncode, ours.stderr) == (kernel.returncode, kernel.stderr), line
+
+
 # --- neighbours
 
 def test_neighbours(stack, kernels_side):

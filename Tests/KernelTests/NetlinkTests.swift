@@ -67,6 +67,8 @@ import Testing
         // What is refused changes nothing.
         #expect(client.change(16, 0) { $0.link(index); $0.attribute(4, UInt32(900)); $0.attribute(3, text: "x") } == EOPNOTSUPP)
         #expect(device.raw.pointee.mtu == 1400)
+        // Promiscuous.
+        #expect(client.change(16, 0) { $0.link(index, flags: 0x100, change: 0x100) } == EOPNOTSUPP)
         #expect(client.change(16, NetlinkClient.create) { $0.link(); $0.attribute(3, text: "br0") } == EOPNOTSUPP)
         #expect(client.change(17, 0) { $0.link(index) } == EOPNOTSUPP)
         #expect(client.change(17, 0) { $0.link(99) } == ENODEV)

@@ -333,7 +333,7 @@ enum ClientRequests {
                 for (index, byte) in interface.name.utf8.prefix(15).enumerated() { target[index] = byte }
             }
             record.index = interface.raw.pointee.index
-            record.flags = interface.raw.pointee.flags
+            record.flags = Netlink.flags(interface)
             record.mtu = interface.raw.pointee.mtu
             record.hardware = interface.raw.pointee.hardware
             record.hardware_length = interface.raw.pointee.hardware_length

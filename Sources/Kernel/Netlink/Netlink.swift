@@ -56,6 +56,9 @@ package final class Netlink {
         guard Self.families.contains(family) else {
             throw KernelError(EPROTONOSUPPORT, "netlink family \(family) is not there")
         }
+        guard kernel.sockets.hasRoom(beside: sockets.count) else {
+            throw KernelError(ENFILE, "the limit of sockets is reached (kern.ipc.maxsockets)")
+        }
         let socket = NetlinkSocket(hub: self, family: family, type: type, uid: uid, pid: pid)
         sockets[ObjectIdentifier(socket)] = socket
         return socket

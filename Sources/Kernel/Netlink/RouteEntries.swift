@@ -127,6 +127,10 @@ extension Netlink {
         return addresses.first(where: covers)?.addr
     }
 
+    private func firstAddress(of route: alps_route) -> alps_addr? {
+        kernel.interfaces.interface(route.ifindex)?.addresses.first?.addr
+    }
+
     private func liveness(_ route: alps_route) -> UInt32 {
         guard let interface = kernel.interfaces.interface(route.ifindex), !interface.isUp else { return 0 }
         return Flag.dead | Flag.linkDown
@@ -222,7 +226,10 @@ extension Netlink {
         let chosen = try way(to: destination, from: source, over: index)
         if request.payload.number(at: 8, as: UInt32.self) & Flag.fibMatch != 0 {
             var writer = request.reply(Subject.route.new)
-            write(chosen.route, to: &writer)
+            var route = chosen.route
+            // The path's MTU, where the route has one of its own only if that is less than the interface's.
+            if route.mtu >= interfaceMTU(route) { route.mtu = 0 }
+            write(route, to: &writer)
             request.socket.deliver(writer.finished())
             return .done
         }
@@ -232,8 +239,8 @@ extension Netlink {
         var writer = request.reply(Subject.route.new)
         writer.append([UInt8(AF_INET), 32, source == nil ? 0 : 32, 0])
         writer.append([UInt8(Table.main), Origin.unspecified, RouteScope.universe, kind])
-        // RTCF_LOCAL, RTCF_BROADCAST, RTCF_MULTICAST.
-        let more: [UInt8: UInt32] = [Kind.local: 0x8000_0000, Kind.broadcast: 0x1000_0000, Kind.multicast: 0x2000_0000]
+        // RTCF_LOCAL, RTCF_BROADCAST with RTCF_LOCAL, RTCF_MULTICAST.
+        let more: [UInt8: UInt32] = [Kind.local: 0x8000_0000, Kind.broadcast: 0x9000_0000, Kind.multicast: 0x2000_0000]
         writer.append(Flag.cloned | (more[kind] ?? 0))
         writer.attribute(Attribute.table, kind == Kind.local ? Table.local : Table.main)
         writer.attribute(Attribute.destination, destination.ipv4)
@@ -243,8 +250,7 @@ extension Netlink {
         if chosen.route.flags & UInt32(ALPS_RTF_GATEWAY) != 0 {
             writer.attribute(Attribute.gateway, chosen.route.gateway.ipv4)
         }
-        let mtu = kernel.interfaces.interface(chosen.route.ifindex)?.raw.pointee.mtu ?? chosen.route.mtu
-        if chosen.route.mtu != 0, chosen.route.mtu < mtu {
+        if chosen.route.mtu != 0, chosen.route.mtu < interfaceMTU(chosen.route) {
             writer.attribute(Attribute.metrics) { $0.attribute(mtuMetric, chosen.route.mtu) }
         }
         writer.attribute(Attribute.uid, try attributes.number(Attribute.uid, as: UInt32.self) ?? request.socket.uid)
@@ -253,12 +259,16 @@ extension Netlink {
         return .done
     }
 
+    private func interfaceMTU(_ route: alps_route) -> UInt32 {
+        kernel.interfaces.interface(route.ifindex)?.raw.pointee.mtu ?? route.mtu
+    }
+
     /// The network's own choice of route and source.
     private func way(
         to destination: alps_addr, from source: alps_addr?, over index: UInt32
     ) throws -> (route: alps_route, source: alps_addr) {
         if let source, !kernel.interfaces.all.contains(where: { $0.addresses.contains { $0.addr.word == source.word } }) {
-            throw NetlinkError(EINVAL, "the source is not an address of the stack")
+            throw NetlinkError(ENETUNREACH)
         }
         guard let cell = kernel.plugins.providedCell("alps.network/1:\(ALPS_AF_INET)"), let ops = cell.pointee.ops,
             let instance = cell.pointee.`self`
@@ -266,8 +276,7 @@ extension Netlink {
             var route = alps_route()
             let status = kernel.routes.lookup(UInt16(ALPS_AF_INET), destination, ifindex: index, &route)
             guard status == 0 else { throw NetlinkError(status) }
-            let first = kernel.interfaces.interface(route.ifindex)?.addresses.first?.addr
-            return (route, source ?? address(on: route) ?? first ?? alps_addr())
+            return (route, source ?? address(on: route) ?? firstAddress(of: route) ?? alps_addr())
         }
         var netpcb = alps_netpcb()
         netpcb.size = UInt32(MemoryLayout<alps_netpcb>.size)
@@ -343,7 +352,7 @@ extension Netlink {
             route.mtu = try metrics.number(mtuMetric) ?? 0
         }
         if route.flags & UInt32(ALPS_RTF_GATEWAY | ALPS_RTF_REJECT) == 0, route.ifindex == 0 {
-            throw NetlinkError(ENODEV, "neither gateway nor interface")
+            throw NetlinkError(ENODEV)
         }
         if let interface = kernel.interfaces.interface(route.ifindex), !interface.isUp { throw NetlinkError(ENETDOWN) }
         if let source = try attributes.address(Attribute.preferredSource), source.word != 0 {
@@ -397,7 +406,7 @@ extension Netlink {
                 && (kind == Kind.unspecified || kind == description.kind)
                 && (scope == 255 || scope == description.scope)
                 && (origin == Origin.unspecified || origin == description.origin)
-                && (source == nil || source?.word == description.source?.word)
+                && (source == nil || source?.word == (description.source ?? firstAddress(of: other))?.word)
         }
         guard removed else { throw NetlinkError(ESRCH) }
     }

@@ -38,6 +38,8 @@ extension Netlink {
     /// struct ifinfomsg.
     private static let fixedSize = 16
     private static let lowerUp: UInt32 = 0x10000
+    /// Flags that a program may change on Linux and not here: IFF_DEBUG, NOARP, PROMISC, ALLMULTI, MULTICAST.
+    private static let settableElsewhere: UInt32 = 0x4 | 0x80 | 0x100 | 0x200 | 0x1000
     /// RTEXT_FILTER_SKIP_STATS.
     private static let withoutStatistics: UInt32 = 8
 
@@ -164,7 +166,9 @@ extension Netlink {
         try checkChanges(interface, request, found.attributes)
         if let mtu = try found.attributes.number(Attribute.mtu, as: UInt32.self), mtu != interface.raw.pointee.mtu {
             let status = kernel.interfaces.setMTU(interface, Int(mtu))
-            guard status == 0 else { throw NetlinkError(status, "mtu is not between 68 and 65535") }
+            guard status == 0 else {
+                throw NetlinkError(status, mtu < 68 ? "mtu less than device minimum" : "mtu greater than device maximum")
+            }
         }
         // ifi_change: a mask, where 0 stands for all (do_setlink).
         let flags = request.payload.number(at: 8, as: UInt32.self)
@@ -176,6 +180,11 @@ extension Netlink {
 
     /// What cannot be changed is refused before anything is.
     private func checkChanges(_ interface: Interface, _ request: NetlinkRequest, _ attributes: NetlinkAttributes) throws {
+        let flags = request.payload.number(at: 8, as: UInt32.self)
+        let mask = request.payload.number(at: 12, as: UInt32.self)
+        guard (flags ^ interface.raw.pointee.flags) & mask & Self.settableElsewhere == 0 else {
+            throw NetlinkError(EOPNOTSUPP, "of the flags only up can be changed")
+        }
         for type in attributes.types {
             switch type {
             case Attribute.mtu, Attribute.extendedMask: continue

@@ -185,7 +185,7 @@ extension Netlink {
             hardware = Array(given)
         } else if !isProxy {
             guard let old, old.has(ALPS_NEIGHBOR_STATIC | ALPS_NEIGHBOR_RESOLVED) else {
-                throw NetlinkError(EINVAL, "Link address is missing")
+                throw NetlinkError(EINVAL, "No link layer address given")
             }
             hardware = old.hardwareBytes
         }

@@ -2,6 +2,7 @@ import ClientAPI
 import CLinux
 import Glibc
 import Kernel
+import PluginAPI
 import Testing
 
 /// Netlink sockets as the protocol on the control socket has them.
@@ -86,6 +87,48 @@ import Testing
         // It goes on.
         #expect(host.kernel.interfaces.setMTU(interface, 9000) == 0)
         #expect(host.run { recv(socket.fd, &buffer, buffer.count, 0) > headerSize })
+        close(socket.fd)
+        client.end()
+        host.finish()
+    }
+
+    /// What does not fit into the pair comes as the program reads.
+    @Test func aDumpWaitsForItsReader() throws {
+        let host = try LiveHost()
+        let client = try TestClient(host)
+        let socket = try client.netlinkSocket(family: 0)
+        for number in 0..<8000 {
+            var route = alps_route()
+            route.family = UInt16(ALPS_AF_INET)
+            route.prefix_length = 32
+            route.flags = UInt32(ALPS_RTF_REJECT | ALPS_RTF_STATIC)
+            withUnsafeMutableBytes(of: &route.destination) { $0.copyBytes(from: [9, 9, UInt8(number >> 8), UInt8(number & 0xff)]) }
+            #expect(host.kernel.routes.add(route) == 0)
+        }
+        let dump = NetlinkClient.message(26, NetlinkClient.dump, sequence: 3) { $0.route(0, kind: 0) }
+        #expect(try client.ask(ALPS_OP_SEND_DATAGRAM, header() + dump, socket: socket.handle).frame.error == 0)
+        host.settle()
+        var routes = 0
+        var rounds = 0
+        var isOver = false
+        var buffer = [UInt8](repeating: 0, count: 8192)
+        while !isOver, rounds < 1000 {
+            rounds += 1
+            var got = recv(socket.fd, &buffer, buffer.count, 0)
+            while got > headerSize {
+                var rest = buffer[headerSize..<got]
+                while let message = NetlinkHeader(rest) {
+                    if message.type == 24 { routes += 1 }
+                    if message.type == 3 { isOver = true }
+                    rest = rest.dropFirst((Int(message.length) + 3) & ~3)
+                }
+                got = recv(socket.fd, &buffer, buffer.count, 0)
+            }
+            host.settle(1)
+        }
+        #expect(isOver && routes == host.kernel.routes.all.count)
+        // It did not all fit at once.
+        #expect(rounds > 1)
         close(socket.fd)
         client.end()
         host.finish()

@@ -70,7 +70,7 @@ package final class ConnectionTable {
         for slice in 0..<slices.count { forEach(in: slice, of: slices, body) }
     }
 
-    /// A division of the table for looking at it in pieces. The table may grow in between: it only ever doubles, so the
+    /// A division of the table for looking at it in pieces. The table may grow in between: to a multiple of its size, so the
     /// entries of one slice stay in it, and each is seen once.
     package struct Slices {
         fileprivate let buckets: Int

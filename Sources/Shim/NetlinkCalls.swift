@@ -145,12 +145,12 @@ func learnNetlinkAncillary(_ isSet: (Int32, Int32) -> Bool) -> UInt8 {
 func giveNetlinkAncillary(
     _ asked: UInt8, _ message: UnsafeMutablePointer<msghdr>, _ header: alps_datagram_header, _ used: inout Int
 ) {
-    if asked & Entry.credentials != 0 {
-        var nobody = [3 of UInt32](repeating: 0)
-        appendControl(message, &used, SOL_SOCKET, SCM_CREDENTIALS, &nobody, 12)
-    }
     if asked & Entry.packetInfo != 0 {
         var group = header.ifindex
         appendControl(message, &used, SOL_NETLINK, NETLINK_PKTINFO, &group, 4)
+    }
+    if asked & Entry.credentials != 0 {
+        var nobody = [3 of UInt32](repeating: 0)
+        appendControl(message, &used, SOL_SOCKET, SCM_CREDENTIALS, &nobody, 12)
     }
 }

@@ -66,7 +66,8 @@ enum NetlinkRequests {
                 return session.reply(frame, error: EINVAL)
             }
             let name = netlinkName(address)
-            session.reply(frame, error: socket.bind(port: name.port, groups: name.groups), ClientRequests.bytes(localName(socket)))
+            let status = socket.bind(port: name.port, groups: name.groups)
+            session.reply(frame, error: status, ClientRequests.bytes(localName(socket)))
         case UInt32(ALPS_OP_CONNECT):
             guard let request = ClientRequests.load(payload, alps_connect_request.self) else {
                 return session.reply(frame, error: EINVAL)
@@ -95,7 +96,13 @@ enum NetlinkRequests {
             }
             let value = Array(payload.dropFirst(MemoryLayout<alps_sockopt_request>.size).prefix(Int(request.length)))
             session.reply(frame, error: socket.setOption(request.level, request.name, value, isRoot: isRoot))
-        case UInt32(ALPS_OP_IOCTL): ClientRequests.ioctl(session, frame, payload, nil)
+        case UInt32(ALPS_OP_IOCTL):
+            // Requests about interfaces, which any socket takes; not those of IPv4 sockets (routes, ARP).
+            let number = ClientRequests.load(payload, alps_ioctl_request.self)?.command ?? 0
+            guard (0x8910...0x894f).contains(number) || (0x8970...0x897f).contains(number) else {
+                return session.reply(frame, error: ENOTTY)
+            }
+            ClientRequests.ioctl(session, frame, payload, nil)
         case UInt32(ALPS_OP_ATTACH):
             session.files.insert(channel.handle)
             session.reply(frame, ClientRequests.bytes(information(socket, channel.handle)))

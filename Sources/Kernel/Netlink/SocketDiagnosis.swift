@@ -41,7 +41,8 @@ enum SocketDiagnosis {
             query.identity = request.payload.dropFirst(8).prefix(identitySize)
             try read(request, after: fixedSize, &query)
             if request.header.type == destroy {
-                throw request.mayChange ? NetlinkError(EOPNOTSUPP, "connections are not ended from outside") : NetlinkError(EPERM)
+                guard request.mayChange else { throw NetlinkError(EPERM) }
+                throw NetlinkError(EOPNOTSUPP, "connections are not ended from outside")
             }
             if family == AF_INET6 {
                 guard request.isDump else { throw NetlinkError(ENOENT) }
@@ -316,7 +317,8 @@ struct DiagnosisFilter {
             case .mark: holds = code.number(at: place + 4, as: UInt32.self) == 0
             case .group: holds = false
             }
-            let step = holds ? Int(code.number(at: place + 1, as: UInt8.self)) : Int(code.number(at: place + 2, as: UInt16.self))
+            let step = holds
+                ? Int(code.number(at: place + 1, as: UInt8.self)) : Int(code.number(at: place + 2, as: UInt16.self))
             guard step >= 4 else { return false }
             place += step
         }

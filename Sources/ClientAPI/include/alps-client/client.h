@@ -12,8 +12,8 @@
 ///    ALPS_DOORWAY_BYTE with one end of a SOCK_SEQPACKET socketpair as SCM_RIGHTS, then close the connection.
 /// 2. Requests are a frame header and `length` bytes of payload. Replies carry the request id; any request may complete
 ///    later than the next. Request ids are chosen by the client, never reused in a session.
-/// 3. Sockets. AF_INET and AF_NETLINK sockets are one end of a socketpair made by the host and passed with SCM_RIGHTS beside the reply:
-///    SOCK_STREAM for streams and listeners, SOCK_SEQPACKET for all others. The host's end is bound to the
+/// 3. Sockets. AF_INET and AF_NETLINK sockets are one end of a socketpair made by the host and passed with SCM_RIGHTS
+///    beside the reply: SOCK_STREAM for streams and listeners, SOCK_SEQPACKET for all others. The host's end is bound to the
 ///    abstract name "alps/STACK/HANDLE" (HANDLE: 16 hex digits), so getpeername() tells any holder what it has. The end
 ///    of file on the host's side means that the last reference is gone.
 ///    The client's end of a stream has SO_SNDBUF 212992 or more set (425984 in force) before it is passed: the byte that

@@ -11,7 +11,7 @@ struct RawSocket {
 
 /// The raw entry of the protocol switch.
 enum Raw {
-    static var requestCount: Int { 11 }
+    static var requestCount: Int { 12 }
 
     static func register(_ instance: InstancePointer) -> Int32 {
         typealias OnSocket = @convention(c) (UnsafeMutableRawPointer, UnsafeMutablePointer<alps_socket>) -> Int32
@@ -30,6 +30,8 @@ enum Raw {
                 UnsafeMutableRawPointer,
                 UnsafeMutablePointer<UInt32>
             ) -> Int32
+        typealias ToBuffer =
+            @convention(c) (UnsafeMutableRawPointer, UnsafeMutableRawPointer, UnsafeMutablePointer<UInt32>) -> Int32
         var next = instance.pointee.requests
         func add(_ id: UInt32, _ name: StaticString, _ signature: StaticString, _ function: alps_function) {
             next.initialize(
@@ -54,6 +56,8 @@ enum Raw {
         add(ALPS_PRU_SOCKADDR, "sockaddr", "SA", toAddress(rawSockaddr))
         add(ALPS_PRU_PEERADDR, "peeraddr", "SA", toAddress(rawPeeraddr))
         add(ALPS_PRU_REHOME, "rehome", "S", onSocket(rawRehome))
+        let groups: ToBuffer = listGroups
+        add(ALPS_PRU_FIRST_PRIVATE, "groups", "B", unsafeBitCast(groups, to: alps_function.self))
         instance.pointee.entry.initialize(
             to: alps_protosw(
                 size: UInt32(MemoryLayout<alps_protosw>.size), domain: UInt16(ALPS_AF_INET),

@@ -51,6 +51,7 @@ package final class Kernel {
     package let routes: RouteTable
     package let sockets: SocketLayer
     package let zones: ZoneMemory
+    package let netlink: Netlink
     /// The live host's event loop; nil in virtual time.
     package var reactor: Reactor?
     /// The live host's control server; nil in virtual time.
@@ -83,6 +84,7 @@ package final class Kernel {
         routes = RouteTable()
         sockets = SocketLayer()
         zones = ZoneMemory()
+        netlink = Netlink()
 
         plugins.attach(self)
         zones.attach(self)
@@ -99,6 +101,7 @@ package final class Kernel {
         connections.attach(self)
         protocols.attach(self)
         sockets.attach(self)
+        netlink.attach(self)
     }
 
     /// What remains after the events of a turn have been handed over: timers, packets queued on lo0 and links, the
@@ -134,6 +137,7 @@ package final class Kernel {
         plugins.shutdown()
         interfaces.shutdown()
         queries.removeAll()
+        netlink.detach()
         sockets.detach()
         interfaces.detach()
         routes.detach()

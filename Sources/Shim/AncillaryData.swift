@@ -23,29 +23,34 @@ private func giveAncillaryData(
     if found.pointee.state & Entry.ancillaryKnown == 0 { learnAncillary(found) }
     let asked = found.pointee.ancillary
     var used = 0
+    if found.pointee.isNetlink {
+        giveNetlinkAncillary(asked, message, header, &used)
+        message.pointee.msg_controllen = used
+        return
+    }
     if asked & Entry.timestampNanoseconds != 0 {
         var time = timespec(
             tv_sec: Int(header.timestamp / 1_000_000_000), tv_nsec: Int(header.timestamp % 1_000_000_000))
-        append(message, &used, SOL_SOCKET, SO_TIMESTAMPNS, &time, MemoryLayout<timespec>.size)
+        appendControl(message, &used, SOL_SOCKET, SO_TIMESTAMPNS, &time, MemoryLayout<timespec>.size)
     } else if asked & Entry.timestamp != 0 {
         var time = timeval(
             tv_sec: Int(header.timestamp / 1_000_000_000), tv_usec: Int(header.timestamp % 1_000_000_000 / 1000))
-        append(message, &used, SOL_SOCKET, SO_TIMESTAMP, &time, MemoryLayout<timeval>.size)
+        appendControl(message, &used, SOL_SOCKET, SO_TIMESTAMP, &time, MemoryLayout<timeval>.size)
     }
     if asked & Entry.packetInfo != 0 {
         var info = in_pktinfo()
         info.ipi_ifindex = Int32(bitPattern: header.ifindex)
         info.ipi_spec_dst.s_addr = ipv4(header.destination)
         info.ipi_addr.s_addr = ipv4(header.destination)
-        append(message, &used, Int32(IPPROTO_IP), IP_PKTINFO, &info, MemoryLayout<in_pktinfo>.size)
+        appendControl(message, &used, Int32(IPPROTO_IP), IP_PKTINFO, &info, MemoryLayout<in_pktinfo>.size)
     }
     if asked & Entry.timeToLive != 0 {
         var value = Int32(header.ttl)
-        append(message, &used, Int32(IPPROTO_IP), IP_TTL, &value, 4)
+        appendControl(message, &used, Int32(IPPROTO_IP), IP_TTL, &value, 4)
     }
     if asked & Entry.typeOfService != 0 {
         var value = header.tos
-        append(message, &used, Int32(IPPROTO_IP), IP_TOS, &value, 1)
+        appendControl(message, &used, Int32(IPPROTO_IP), IP_TOS, &value, 1)
     }
     message.pointee.msg_controllen = used
 }
@@ -60,6 +65,11 @@ private func learnAncillary(_ found: EntryPointer) {
             ALPS_OP_GETSOCKOPT, about: found, &request, MemoryLayout<alps_sockopt_request>.size, into: &value, 4)
         return reply.error == 0 && value != 0
     }
+    if found.pointee.isNetlink {
+        found.pointee.ancillary = learnNetlinkAncillary(isSet)
+        found.pointee.state |= Entry.ancillaryKnown
+        return
+    }
     if isSet(Int32(IPPROTO_IP), IP_PKTINFO) { asked |= Entry.packetInfo }
     if isSet(Int32(IPPROTO_IP), IP_RECVTTL) { asked |= Entry.timeToLive }
     if isSet(Int32(IPPROTO_IP), IP_RECVTOS) { asked |= Entry.typeOfService }
@@ -71,6 +81,7 @@ private func learnAncillary(_ found: EntryPointer) {
 
 /// Remembers an option that asks for ancillary data.
 func noteAncillary(_ found: EntryPointer, _ level: Int32, _ name: Int32, on: Bool) {
+    if found.pointee.isNetlink { return noteNetlinkAncillary(found, level, name, on: on) }
     let bit: UInt8
     if level == SOL_SOCKET {
         bit = name == SO_TIMESTAMP ? Entry.timestamp : name == SO_TIMESTAMPNS ? Entry.timestampNanoseconds : 0
@@ -86,7 +97,7 @@ func noteAncillary(_ found: EntryPointer, _ level: Int32, _ name: Int32, on: Boo
     if on { found.pointee.ancillary |= bit } else { found.pointee.ancillary &= ~bit }
 }
 
-private func append(
+func appendControl(
     _ message: UnsafeMutablePointer<msghdr>, _ used: inout Int, _ level: Int32, _ type: Int32,
     _ data: UnsafeRawPointer, _ length: Int
 ) {

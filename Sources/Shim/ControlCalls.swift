@@ -9,6 +9,8 @@ public func shimIoctl(_ descriptor: Int32, _ command: UInt, _ argument: UnsafeMu
         return real.ioctl.unsafelyUnwrapped(descriptor, command, argument)
     }
     switch command {
+    // As Linux: a netlink socket knows the requests about interfaces only.
+    case alps_FIONREAD where found.pointee.isNetlink, UInt(alps_SIOCOUTQ) where found.pointee.isNetlink: return fail(ENOTTY)
     case alps_FIONREAD where found.pointee.kind == .listener: return fail(EINVAL)
     case alps_FIONREAD:
         // What lies in a stream's pair is what a read would bring.

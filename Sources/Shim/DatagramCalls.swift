@@ -36,6 +36,7 @@ func receiveDatagram(
     _ descriptor: Int32, _ found: EntryPointer, _ message: UnsafeMutablePointer<msghdr>, _ flags: Int32
 ) -> Int {
     if flags & Int32(MSG_ERRQUEUE) != 0 { return fail(EAGAIN) }
+    if flags & Int32(MSG_OOB) != 0, found.pointee.isNetlink { return fail(EOPNOTSUPP) }
     // Linux takes no notice of it here.
     let flags = flags & ~Int32(MSG_OOB)
     while true {
@@ -61,7 +62,11 @@ func receiveDatagram(
                 receiveBehind($0.baseAddress.unsafelyUnwrapped, descriptor, message, flags, &received)
             }
             if got >= headerSize, header.magic == ALPS_DATAGRAM_MAGIC {
-                finish(message, endpoint(header.address), received)
+                if found.pointee.isNetlink {
+                    finishNetlink(message, header.address, received)
+                } else {
+                    finish(message, endpoint(header.address), received)
+                }
                 giveAncillary(found, message, &header)
                 return got - headerSize
             }
@@ -127,6 +132,17 @@ private func emptyDatagram(_ message: UnsafeMutablePointer<msghdr>, _ from: Endp
 private func finish(_ message: UnsafeMutablePointer<msghdr>, _ from: Endpoint, _ received: Int32) {
     if let name = message.pointee.msg_name {
         message.pointee.msg_namelen = writeAddress(from, to: name, capacity: Int(message.pointee.msg_namelen))
+    } else {
+        message.pointee.msg_namelen = 0
+    }
+    message.pointee.msg_flags = received & Int32(MSG_TRUNC)
+}
+
+private func finishNetlink(
+    _ message: UnsafeMutablePointer<msghdr>, _ from: alps_client_sockaddr, _ received: Int32
+) {
+    if let name = message.pointee.msg_name {
+        message.pointee.msg_namelen = writeNetlinkName(from, to: name, capacity: Int(message.pointee.msg_namelen))
     } else {
         message.pointee.msg_namelen = 0
     }
@@ -208,6 +224,7 @@ func sendBytes(
 func sendDatagram(
     _ descriptor: Int32, _ found: EntryPointer, _ message: UnsafePointer<msghdr>, _ flags: Int32
 ) -> Int {
+    if found.pointee.isNetlink { return sendNetlink(descriptor, found, message, flags) }
     if flags & Int32(MSG_OOB) != 0 { return fail(EOPNOTSUPP) }
     if flags & Int32(MSG_MORE) != 0 || found.pointee.state & Entry.heldBack != 0 {
         if let sent = sendPart(descriptor, found, message, flags) { return sent }

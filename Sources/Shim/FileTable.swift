@@ -35,6 +35,8 @@ struct Entry {
     var state: UInt8
     /// Ancillary data the program asked for.
     var ancillary: UInt8
+    /// AF_INET or AF_NETLINK.
+    var domain: UInt8
 
     // state
     /// A connect without waiting is under way.
@@ -56,8 +58,10 @@ struct Entry {
     static var typeOfService: UInt8 { 4 }
     static var timestamp: UInt8 { 8 }
     static var timestampNanoseconds: UInt8 { 16 }
+    static var credentials: UInt8 { 64 }
 
     var isDatagram: Bool { kind == .datagram || kind == .connectedDatagram }
+    var isNetlink: Bool { domain == UInt8(AF_NETLINK) }
     var isStream: Bool { kind == .stream || kind == .freshStream || kind == .listener }
 }
 
@@ -161,7 +165,7 @@ func register(_ descriptor: Int32, _ info: alps_socket_info, fresh: Bool) -> Ent
     var new = Entry(
         handle: info.handle, cookie: cookie(of: descriptor), peerAddress: ipv4(info.remote), peerPort: info.remote.port,
         protocolNumber: info.protocol, kind: .freshStream, type: UInt8(truncatingIfNeeded: info.type), state: 0,
-        ancillary: 0)
+        ancillary: 0, domain: UInt8(truncatingIfNeeded: info.domain))
     if info.type == UInt16(SOCK_STREAM.rawValue) {
         if UInt32(info.flags) & ALPS_INFO_LISTENING != 0 {
             new.kind = .listener

@@ -67,17 +67,35 @@ private func openProcNet(_ path: UnsafePointer<CChar>, _ flags: Int32) -> Int32 
 
 /// The file's name if it is one of /proc/net that the stack has.
 private func procNetName(_ path: UnsafePointer<CChar>) -> UnsafePointer<CChar>? {
-    let name: UnsafePointer<CChar>
-    if strncmp(path, "/proc/net/", 10) == 0 {
-        name = path + 10
-    } else if strncmp(path, "/proc/self/net/", 15) == 0 {
-        name = path + 15
-    } else {
-        return nil
+    guard strncmp(path, "/proc/", 6) == 0 else { return nil }
+    var name = path + 6
+    // This process by its other names.
+    if strncmp(name, "self/", 5) == 0 {
+        name += 5
+    } else if strncmp(name, "thread-self/", 12) == 0 {
+        name += 12
+    } else if let digits = numberLength(name), name[digits] == 0x2f, strtol(name, nil, 10) == Int(getpid()) {
+        name += digits + 1
     }
-    let known =
-        strcmp(name, "dev") == 0 || strcmp(name, "route") == 0 || strcmp(name, "arp") == 0 || strcmp(name, "tcp") == 0
-        || strcmp(name, "udp") == 0 || strcmp(name, "raw") == 0 || strcmp(name, "snmp") == 0
-        || strcmp(name, "netstat") == 0
-    return known ? name : nil
+    guard strncmp(name, "net/", 4) == 0 else { return nil }
+    name += 4
+    return isStackFile(name) ? name : nil
+}
+
+/// How many digits a path begins with, nil if it does not.
+private func numberLength(_ text: UnsafePointer<CChar>) -> Int? {
+    var length = 0
+    while text[length] >= 0x30, text[length] <= 0x39, length < 10 { length += 1 }
+    return length > 0 ? length : nil
+}
+
+private func isStackFile(_ name: UnsafePointer<CChar>) -> Bool {
+    func isName(_ known: StaticString) -> Bool {
+        strcmp(name, UnsafeRawPointer(known.utf8Start).assumingMemoryBound(to: CChar.self)) == 0
+    }
+    return isName("dev") || isName("route") || isName("arp") || isName("tcp") || isName("udp") || isName("raw")
+        || isName("snmp") || isName("netstat") || isName("sockstat") || isName("igmp") || isName("icmp")
+        || isName("udplite") || isName("dev_mcast") || isName("tcp6") || isName("udp6") || isName("raw6")
+        || isName("udplite6") || isName("icmp6") || isName("if_inet6") || isName("igmp6") || isName("ipv6_route")
+        || isName("sockstat6") || isName("snmp6")
 }

@@ -6,7 +6,15 @@ import ClientAPI
 @c(socket)
 public func shimSocket(_ domain: Int32, _ type: Int32, _ protocolNumber: Int32) -> Int32 {
     ensureReady()
-    guard activation.active, domain == AF_INET || domain == AF_INET6 else {
+    var isOurs = domain == AF_INET || domain == AF_INET6
+    if domain == AF_NETLINK, activation.active {
+        switch owner(ofNetlinkFamily: protocolNumber) {
+        case .stack: isOurs = true
+        case .kernel: break
+        case .nobody: return fail(EPROTONOSUPPORT)
+        }
+    }
+    guard activation.active, isOurs else {
         return known(real.socket.unsafelyUnwrapped(domain, type, protocolNumber))
     }
     if domain == AF_INET6, !hostHas(domain: domain) {
@@ -95,6 +103,7 @@ public func shimBind(_ descriptor: Int32, _ address: UnsafeRawPointer?, _ length
     guard let found = stackSocket(descriptor) else {
         return real.bind.unsafelyUnwrapped(descriptor, address, length)
     }
+    if found.pointee.isNetlink { return bindNetlink(found, address, length) }
     var target: Endpoint
     switch readAddress(address, length) {
     case .ipv4(let endpoint): target = endpoint
@@ -240,7 +249,11 @@ private func name(
     var answer = alps_client_sockaddr()
     let reply = ask(operation, about: found, into: &answer, MemoryLayout<alps_client_sockaddr>.size)
     guard reply.error == 0 else { return fail(controlError(reply.error)) }
-    writeAddress(endpoint(answer), to: address, length)
+    if found.pointee.isNetlink {
+        length.pointee = writeNetlinkName(answer, to: address, capacity: Int(length.pointee))
+    } else {
+        writeAddress(endpoint(answer), to: address, length)
+    }
     return 0
 }
 

@@ -57,6 +57,27 @@ import Testing
         }
     }
 
+    @Test func entriesAreSeenOnceWhileTheTableGrows() {
+        func connection(_ port: Int) -> Entry {
+            let entry = make(ALPS_CONN_FULL, "10.0.0.1", 80, "10.0.\(port >> 12).2", UInt16(1 + port & 0xfff))
+            #expect(insert(entry) == 0)
+            return entry
+        }
+        let first = (0..<3000).map(connection)
+        let slices = table.slices
+        var seen: [Entry: Int] = [:]
+        var more: [Entry] = []
+        for slice in 0..<slices.count {
+            table.forEach(in: slice, of: slices) { seen[$0, default: 0] += 1 }
+            if slice == slices.count / 8 { more = (3000..<60_000).map(connection) }
+        }
+        #expect(table.slices.count > slices.count)
+        #expect(first.allSatisfy { seen[$0] == 1 })
+        #expect(seen.values.allSatisfy { $0 == 1 })
+        free(first + more)
+        finish()
+    }
+
     private func insert(_ entry: Entry) -> Int32 { table.insert(entry, owner) }
     private func bind(_ entry: Entry) -> Int32 { table.bind(entry, owner) }
 

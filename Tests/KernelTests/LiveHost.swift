@@ -201,6 +201,15 @@ final class TestClient {
         return Descriptor(handle: answer.load(alps_socket_info.self).handle, fd: answer.descriptor)
     }
 
+    func netlinkSocket(family: Int32) throws -> Descriptor {
+        let request = alps_socket_request(domain: AF_NETLINK, type: 3, protocol: family, flags: 0)
+        let answer = try ask(ALPS_OP_SOCKET, Self.bytes(request))
+        try #require(answer.frame.error == 0, "errno \(answer.frame.error)")
+        try #require(answer.descriptor >= 0)
+        _ = alps_ioctl_nonblocking(answer.descriptor)
+        return Descriptor(handle: answer.load(alps_socket_info.self).handle, fd: answer.descriptor)
+    }
+
     static func address(_ port: UInt16, _ host: [UInt8] = [127, 0, 0, 1]) -> alps_client_sockaddr {
         var address = alps_client_sockaddr()
         address.family = UInt16(AF_INET)

@@ -171,6 +171,12 @@ import Testing
             var handles: [UInt64] = []
             var descriptors: [Int32] = []
             if client.isGreeted, random.next(3) > 0 {
+                for family in [Int32(0), 4] where random.next(3) == 0 {
+                    if let made = try? client.netlinkSocket(family: family) {
+                        handles.append(made.handle)
+                        descriptors.append(made.fd)
+                    }
+                }
                 for type in [Int32(1), 2, 3] where random.next(2) == 0 {
                     if let made = try? client.socket(type: type, protocol: type == 3 ? 1 : 0) {
                         handles.append(made.handle)

@@ -136,7 +136,7 @@ enum ClientIoctl {
         func put<T>(_ value: T) { put(withUnsafeBytes(of: value) { Array($0) }) }
         let first = interface.addresses.first
         switch Int32(truncatingIfNeeded: command) {
-        case Int32(SIOCGIFFLAGS): put(UInt16(truncatingIfNeeded: interface.raw.pointee.flags))
+        case Int32(SIOCGIFFLAGS): put(UInt16(truncatingIfNeeded: Netlink.flags(interface)))
         case Int32(SIOCGIFINDEX): put(Int32(interface.raw.pointee.index))
         case Int32(SIOCGIFMTU): put(Int32(interface.raw.pointee.mtu))
         case Int32(SIOCGIFMETRIC): put(Int32(0))

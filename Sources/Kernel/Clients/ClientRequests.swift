@@ -23,6 +23,9 @@ enum ClientRequests {
             return ioctl(session, frame, payload, nil)
         default: break
         }
+        if let channel = kernel.server?.netlinkChannels[SocketHandle(rawValue: frame.socket)] {
+            return NetlinkRequests.execute(session, frame, payload, channel, possession: possession)
+        }
         guard let socket = kernel.sockets.find(SocketHandle(rawValue: frame.socket)), !socket.isClosed else {
             return onEndedSocket(session, frame, payload)
         }
@@ -56,6 +59,7 @@ enum ClientRequests {
 
     private static func makeSocket(_ session: Session, _ frame: alps_frame, _ payload: [UInt8]) {
         guard let request = load(payload, alps_socket_request.self) else { return session.reply(frame, error: EINVAL) }
+        if request.domain == AF_NETLINK { return NetlinkRequests.makeSocket(session, frame, request) }
         let kernel = session.kernel
         let type = request.type & 0xff
         guard type != Int32(ALPS_SOCK_RAW) || isPrivileged(session) else { return session.reply(frame, error: EPERM) }
@@ -86,6 +90,7 @@ enum ClientRequests {
         let pair = try SocketPair(
             type: Int32(socket.isStream ? SOCK_STREAM.rawValue : SOCK_SEQPACKET.rawValue), handle: socket.handle,
             stack: socket.kernel.name, seeded: socket.isStream)
+        socket.inode = pair.inode
         do {
             socket.channel = socket.isStream
                 ? try InBandStreamChannel(socket, descriptor: pair.host, cookie: pair.cookie, isAccepted: false)
@@ -260,7 +265,7 @@ enum ClientRequests {
         }
     }
 
-    private static func ioctl(_ session: Session, _ frame: alps_frame, _ payload: [UInt8], _ socket: Socket?) {
+    static func ioctl(_ session: Session, _ frame: alps_frame, _ payload: [UInt8], _ socket: Socket?) {
         guard let request = load(payload, alps_ioctl_request.self) else { return session.reply(frame, error: EINVAL) }
         var data = Array(payload.dropFirst(MemoryLayout<alps_ioctl_request>.size).prefix(Int(request.length)))
         let error = ClientIoctl.execute(session.kernel, socket, UInt(request.command), &data, isRoot: session.uid == 0)
@@ -328,7 +333,7 @@ enum ClientRequests {
                 for (index, byte) in interface.name.utf8.prefix(15).enumerated() { target[index] = byte }
             }
             record.index = interface.raw.pointee.index
-            record.flags = interface.raw.pointee.flags
+            record.flags = Netlink.flags(interface)
             record.mtu = interface.raw.pointee.mtu
             record.hardware = interface.raw.pointee.hardware
             record.hardware_length = interface.raw.pointee.hardware_length

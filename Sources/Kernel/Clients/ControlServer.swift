@@ -21,6 +21,9 @@ package final class ControlServer {
     package private(set) var peakPairs = 0
     /// Sockets whose pairs carry connections.
     var listeners: Set<SocketHandle> = []
+    /// Netlink sockets of clients.
+    var netlinkChannels: [SocketHandle: NetlinkChannel] = [:]
+    private var lastNetlinkIndex: UInt32 = 0
     /// The file that this host has made.
     private var socketFile: (device: dev_t, inode: ino_t)?
     /// Given up for a moment to turn a client away when descriptors have run out; a listener that is not accepted from
@@ -140,6 +143,7 @@ package final class ControlServer {
     package func stop() {
         for session in Array(sessions.values) { session.end() }
         for doorway in Array(doorways.values) { doorway.end() }
+        for channel in Array(netlinkChannels.values) { netlinkChannelEnded(channel) }
         if listener >= 0 {
             kernel.reactor?.remove(listener, handler: acceptor)
             close(listener)
@@ -264,6 +268,17 @@ package final class ControlServer {
 
     /// The local name that a socket had whose both directions have ended.
     func lastName(_ handle: SocketHandle) -> alps_client_sockaddr? { tombstones[handle] }
+
+    func newNetlinkHandle() -> SocketHandle {
+        lastNetlinkIndex &+= 1
+        return SocketHandle(netlinkIndex: lastNetlinkIndex, generation: UInt32(truncatingIfNeeded: instance))
+    }
+
+    /// The last holder of its descriptor has let go of it.
+    func netlinkChannelEnded(_ channel: NetlinkChannel) {
+        channel.close()
+        netlinkChannels[channel.handle] = nil
+    }
 
     func pairOpened() {
         pairs += 1

@@ -70,6 +70,7 @@ final class InBandListenerChannel: Channel {
                     close(pair.application)
                     throw error
                 }
+                child.inode = pair.inode
                 child.markDirty()
                 return (socketInformation(child), pair.application)
             } catch {

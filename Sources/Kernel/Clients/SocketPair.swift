@@ -10,6 +10,8 @@ struct SocketPair {
     let application: Int32
     /// SO_COOKIE of the application's end: the same for every holder of it, never used again.
     let cookie: UInt64
+    /// What "socket:[...]" in /proc/PID/fd shows of the application's end.
+    let inode: UInt64
 
     /// `type` is SOCK_STREAM or SOCK_SEQPACKET. A stream's application end gets its seed byte here, see
     /// InBandStreamChannel.
@@ -22,6 +24,7 @@ struct SocketPair {
         application = ends[1]
         _ = alps_ioctl_nonblocking(host)
         cookie = Self.cookie(ends[1])
+        inode = Self.inode(ends[1])
         // The byte that is always left unread may pin a whole kernel buffer (70 KB after sendfile): with the default size
         // the application's end might then never become writable again.
         var room: Int32 = 212_992
@@ -51,6 +54,11 @@ struct SocketPair {
         var length = socklen_t(8)
         getsockopt(descriptor, SOL_SOCKET, alps_SO_COOKIE, &cookie, &length)
         return cookie
+    }
+
+    private static func inode(_ descriptor: Int32) -> UInt64 {
+        var facts = stat()
+        return fstat(descriptor, &facts) == 0 ? UInt64(facts.st_ino) : 0
     }
 
     /// `alps/STACK/HANDLE` (client.h).

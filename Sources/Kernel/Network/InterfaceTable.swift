@@ -27,6 +27,8 @@ package final class InterfaceTable {
     }
     private var takers: [UInt16: EthertypeTaker] = [:]
     private var replaced: [UInt16: EthertypeTaker] = [:]
+    /// Told of every ALPS_IFEVENT_*, with the address it is about.
+    var onChange: ((UInt32, Interface, alps_ifaddr?) -> Void)?
     /// The link layer of all interfaces.
     package let ethernet = Ethernet()
 
@@ -139,6 +141,7 @@ package final class InterfaceTable {
             size: UInt32(MemoryLayout<alps_ifnet_event>.size), kind: kind, ifnet: UnsafePointer(interface.raw),
             address: address)
         kernel.plugins.broadcast(&event)
+        onChange?(kind, interface, address?.pointee)
     }
 
     // MARK: Addresses

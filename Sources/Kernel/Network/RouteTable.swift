@@ -44,6 +44,8 @@ package final class RouteTable {
     /// Cloned and redirected host routes.
     private var news: [Key: alps_route] = [:]
     private var timer: HostTimer?
+    /// Told of every configured route that comes (true) or goes.
+    var onChange: ((alps_route, Bool) -> Void)?
     /// News at a time; what lapses first goes first.
     private static let maximumNews = 4096
     /// A redirect is believed for so long, ns.
@@ -126,7 +128,34 @@ package final class RouteTable {
         entries.insert(Entry(key: key, route: route), at: place ?? entries.count)
         forgetNews(within: key, route.prefix_length)
         changed()
+        onChange?(route, true)
     }
+
+    /// Takes out configured routes.
+    private func removeEntries(where isWanted: (Entry) -> Bool) {
+        let gone = entries.filter(isWanted)
+        guard !gone.isEmpty else { return }
+        entries.removeAll(where: isWanted)
+        for entry in gone { onChange?(entry.route, false) }
+    }
+
+    /// Takes out the first route, in the order in which they are tried, that is wanted gone. False if there is none.
+    package func removeFirst(where isWanted: (alps_route) -> Bool) -> Bool {
+        if let index = entries.firstIndex(where: { isWanted($0.route) }) {
+            let entry = entries.remove(at: index)
+            forgetNews(within: entry.key, entry.route.prefix_length)
+            changed()
+            onChange?(entry.route, false)
+            return true
+        }
+        guard let clone = news.first(where: { isWanted($0.value) }) else { return false }
+        news[clone.key] = nil
+        changed()
+        return true
+    }
+
+    /// Puts back what was taken out, as it was.
+    func restore(_ route: alps_route) { insert(route) }
 
     /// News that stood on a route which is another one now.
     private func forgetNews(within key: Key, _ length: UInt8) {
@@ -174,7 +203,7 @@ package final class RouteTable {
                 && candidate.flags & UInt32(ALPS_RTF_LOCAL | ALPS_RTF_BROADCAST) == 0
         }
         let before = entries.count + news.count
-        entries.removeAll { $0.key == key && matches($0.route) }
+        removeEntries { $0.key == key && matches($0.route) }
         if let clone = news[key], matches(clone) { news[key] = nil }
         guard entries.count + news.count != before else { return ENOENT }
         forgetNews(within: key, wanted.prefix_length)
@@ -251,7 +280,7 @@ package final class RouteTable {
     func removeInterfaceRoutes(_ interface: Interface, _ address: alps_ifaddr) {
         let kept = kernel.interfaces.all.flatMap { other in other.addresses.flatMap { ownRoutes(other, $0) } }
         for route in ownRoutes(interface, address) {
-            entries.removeAll { entry in Self.isSame(entry, route) && !kept.contains { Self.isSame(entry, $0) } }
+            removeEntries { entry in Self.isSame(entry, route) && !kept.contains { Self.isSame(entry, $0) } }
         }
         // Gateways that cannot be reached any more lead nowhere.
         let index = interface.raw.pointee.index
@@ -260,7 +289,7 @@ package final class RouteTable {
             $0.route.ifindex == index && $0.route.flags & gateway != 0
                 && connected($0.route.family, $0.route.gateway, index) == nil
         }
-        entries.removeAll { entry in
+        removeEntries { entry in
             stranded.contains { $0.key == entry.key && Self.isSameWay($0.route, entry.route) }
         }
         news = news.filter { $0.value.ifindex != index }
@@ -272,7 +301,7 @@ package final class RouteTable {
     }
 
     func removeAll(interface index: UInt32) {
-        entries.removeAll { $0.route.ifindex == index }
+        removeEntries { $0.route.ifindex == index }
         news = news.filter { $0.value.ifindex != index }
         changed()
     }

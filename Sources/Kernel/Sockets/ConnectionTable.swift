@@ -66,19 +66,32 @@ package final class ConnectionTable {
 
     /// Every entry, for tools.
     package func forEach(_ body: (UnsafeMutablePointer<alps_conn>) -> Void) {
-        for index in 0...mask {
-            var entry = buckets[index]
+        let slices = slices
+        for slice in 0..<slices.count { forEach(in: slice, of: slices, body) }
+    }
+
+    /// A division of the table for looking at it in pieces. The table may grow in between: to a multiple of its size, so the
+    /// entries of one slice stay in it, and each is seen once.
+    package struct Slices {
+        fileprivate let buckets: Int
+        package var count: Int { buckets + ConnectionTable.boundBuckets }
+    }
+
+    package var slices: Slices { Slices(buckets: mask + 1) }
+
+    /// The entries of one slice of `slices.count`.
+    package func forEach(in slice: Int, of slices: Slices, _ body: (UnsafeMutablePointer<alps_conn>) -> Void) {
+        func walk(_ first: UnsafeMutablePointer<alps_conn>?) {
+            var entry = first
             while let current = entry {
                 entry = current.pointee.hash_next
                 body(current)
             }
         }
-        for index in 0..<Self.boundBuckets {
-            var entry = bound[index]
-            while let current = entry {
-                entry = current.pointee.hash_next
-                body(current)
-            }
+        if slice >= slices.buckets {
+            walk(bound[slice - slices.buckets])
+        } else {
+            for index in stride(from: slice, through: mask, by: slices.buckets) { walk(buckets[index]) }
         }
     }
 

@@ -46,6 +46,8 @@ package final class Socket {
     /// The kernel's, for the data path: through this a call costs no reference counting.
     let pool: Unmanaged<MbufPool>
     package var owner: SocketOwner
+    /// Number of the application's descriptor as /proc/PID/fd shows it, 0 if it has none.
+    package internal(set) var inode: UInt64 = 0
     package var channel: SocketChannel? {
         didSet {
             borrowedChannel = channel.map { Borrowed($0) }

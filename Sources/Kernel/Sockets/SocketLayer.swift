@@ -146,9 +146,12 @@ package final class SocketLayer {
         return KernelError(EPROTONOSUPPORT, "protocol \(protocolNumber) is not supported")
     }
 
+    /// Whether another one may be made beside `others` that are not the layer's (kern.ipc.maxsockets).
+    func hasRoom(beside others: Int) -> Bool { count + others < maxSockets.value }
+
     /// A socket that neither network nor transport know yet.
     func make(_ entry: ProtocolEntry, _ protocolNumber: Int32, _ owner: SocketOwner, _ arena: Arena?) throws -> Socket {
-        guard count < maxSockets.value, let arena = arena ?? defaultArena else {
+        guard hasRoom(beside: 0), let arena = arena ?? defaultArena else {
             count(.refused)
             throw KernelError(ENFILE, "the limit of \(maxSockets.value) sockets is reached (kern.ipc.maxsockets)")
         }

@@ -12,8 +12,8 @@
 ///    ALPS_DOORWAY_BYTE with one end of a SOCK_SEQPACKET socketpair as SCM_RIGHTS, then close the connection.
 /// 2. Requests are a frame header and `length` bytes of payload. Replies carry the request id; any request may complete
 ///    later than the next. Request ids are chosen by the client, never reused in a session.
-/// 3. Sockets. AF_INET sockets are one end of a socketpair made by the host and passed with SCM_RIGHTS beside the reply:
-///    SOCK_STREAM for streams and listeners, SOCK_SEQPACKET for datagram and raw sockets. The host's end is bound to the
+/// 3. Sockets. AF_INET and AF_NETLINK sockets are one end of a socketpair made by the host and passed with SCM_RIGHTS
+///    beside the reply: SOCK_STREAM for streams and listeners, SOCK_SEQPACKET for all others. The host's end is bound to the
 ///    abstract name "alps/STACK/HANDLE" (HANDLE: 16 hex digits), so getpeername() tells any holder what it has. The end
 ///    of file on the host's side means that the last reference is gone.
 ///    The client's end of a stream has SO_SNDBUF 212992 or more set (425984 in force) before it is passed: the byte that
@@ -130,7 +130,7 @@ typedef struct alps_client_sockaddr {
     uint16_t family;  ///< AF_*, 0 = none
     uint16_t port;    ///< network byte order
     uint32_t scope;
-    uint8_t addr[16]; ///< network byte order, left-aligned
+    uint8_t addr[16]; ///< network byte order, left-aligned. AF_NETLINK: port and mask of groups, four bytes each, native
 } alps_client_sockaddr;
 
 typedef struct alps_socket_info {
@@ -169,6 +169,8 @@ typedef struct alps_ioctl_request {
 /// Stands in front of every datagram in the pair of a socket that is not connected, both ways. A connected socket's
 /// messages are the bare payload. A zero-length message towards the client, in both cases, stands for an event to be
 /// fetched with ALPS_OP_TAKE_EVENT: a pending error, or an empty datagram of a connected socket.
+/// Netlink sockets always have the header towards the client (`ifindex`: the multicast group); requests go by
+/// ALPS_OP_SEND_DATAGRAM, and what is written into the pair itself, with a header or bare, may look at the stack only.
 typedef struct alps_datagram_header {
     uint32_t magic;    ///< ALPS_DATAGRAM_MAGIC
     uint32_t ifindex;

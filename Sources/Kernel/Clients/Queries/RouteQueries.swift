@@ -95,6 +95,7 @@ extension Kernel {
             neighbor.hardware = (hardware.0, hardware.1, hardware.2, hardware.3, hardware.4, hardware.5, 0, 0)
             let status = ops.pointee.add(instance, &neighbor)
             guard status == 0 else { throw KernelError(status, "cannot add: \(String(cString: strerror(status)))") }
+            self.netlink.neighborsChanged()
             return Nothing()
         }
         queries.add("neighbor.delete") { (request: NeighborRequest) in
@@ -103,15 +104,16 @@ extension Kernel {
             let status = ops.pointee.remove(instance, ifindex, &address)
             ifindex = 0
             guard status == 0 else { throw KernelError(status, "there is no entry for \(request.address)") }
+            self.netlink.neighborsChanged()
             return Nothing()
         }
     }
 
     private func neighborProvider() throws -> (UnsafePointer<alps_neighbor_ops>, UnsafeMutableRawPointer) {
-        guard let cell = plugins.providedCell("alps.neighbor/1:\(ALPS_AF_INET)"), let ops = cell.pointee.ops,
-            let instance = cell.pointee.`self`
-        else { throw KernelError(ENOENT, "no plugin resolves link addresses: load arp") }
-        return (ops.assumingMemoryBound(to: alps_neighbor_ops.self), instance)
+        guard let provider = neighborOperations() else {
+            throw KernelError(ENOENT, "no plugin resolves link addresses: load arp")
+        }
+        return provider
     }
 
     private func neighborKey(_ request: NeighborRequest) throws -> (alps_addr, UInt32) {
@@ -130,27 +132,20 @@ extension Kernel {
     }
 
     private func neighbors() throws -> [NeighborsReply.Row] {
-        let (ops, instance) = try neighborProvider()
-        var rows: [NeighborsReply.Row] = []
-        var entries = [alps_neighbor](repeating: alps_neighbor(), count: 256)
-        while true {
-            let count = Int(ops.pointee.list(instance, UInt32(rows.count), &entries, UInt32(entries.count)))
-            for entry in entries.prefix(count) {
-                let h = entry.hardware
-                let isResolved = entry.flags & UInt32(ALPS_NEIGHBOR_RESOLVED | ALPS_NEIGHBOR_STATIC) != 0
-                rows.append(
-                    NeighborsReply.Row(
-                        address: NetworkAddress(address: entry.addr).description,
-                        hardware: isResolved ? HardwareAddress((h.0, h.1, h.2, h.3, h.4, h.5)).description : nil,
-                        interface: interfaces.interface(entry.ifindex)?.name ?? "-",
-                        flags: [
-                            entry.flags & UInt32(ALPS_NEIGHBOR_STATIC) != 0 ? "static" : nil,
-                            entry.flags & UInt32(ALPS_NEIGHBOR_PUBLISHED) != 0 ? "published" : nil,
-                            entry.flags & UInt32(ALPS_NEIGHBOR_FAILED) != 0 ? "failed" : nil,
-                        ].compactMap { $0 },
-                        expiresSeconds: entry.expires == 0 ? nil : Double(entry.expires) / 1e9, held: Int(entry.held)))
-            }
-            if count < entries.count { return rows }
+        _ = try neighborProvider()
+        return allNeighbors().map { entry in
+            let h = entry.hardware
+            let isResolved = entry.flags & UInt32(ALPS_NEIGHBOR_RESOLVED | ALPS_NEIGHBOR_STATIC) != 0
+            return NeighborsReply.Row(
+                address: NetworkAddress(address: entry.addr).description,
+                hardware: isResolved ? HardwareAddress((h.0, h.1, h.2, h.3, h.4, h.5)).description : nil,
+                interface: interfaces.interface(entry.ifindex)?.name ?? "-",
+                flags: [
+                    entry.flags & UInt32(ALPS_NEIGHBOR_STATIC) != 0 ? "static" : nil,
+                    entry.flags & UInt32(ALPS_NEIGHBOR_PUBLISHED) != 0 ? "published" : nil,
+                    entry.flags & UInt32(ALPS_NEIGHBOR_FAILED) != 0 ? "failed" : nil,
+                ].compactMap { $0 },
+                expiresSeconds: entry.expires == 0 ? nil : Double(entry.expires) / 1e9, held: Int(entry.held))
         }
     }
 }

@@ -43,7 +43,8 @@ struct RouteCommand: ParsableCommand {
             try stack.show(stack.ask("route.get", request, as: RoutesReply.self)) { reply in
                 for row in reply.routes {
                     print("   route to: \(address)")
-                    print("destination: \(row.prefixLength == 0 ? "default" : "\(row.destination)/\(row.prefixLength)")")
+                    print("destination: \(row.prefixLength == 0 ? "default" : row.destination)")
+                    print("       mask: \(Self.mask(row.prefixLength))")
                     if let gateway = row.gateway { print("    gateway: \(gateway)") }
                     print("  interface: \(row.interface)")
                     print("      flags: <\(row.flags)>")
@@ -51,6 +52,19 @@ struct RouteCommand: ParsableCommand {
                 }
             }
         }
+
+        /// As route(8) of BSD has it.
+        private static func mask(_ length: Int) -> String {
+            if length == 0 { return "default" }
+            let bits = UInt32.max << UInt32(32 - min(length, 32))
+            return "\(bits >> 24).\(bits >> 16 & 255).\(bits >> 8 & 255).\(bits & 255)"
+        }
+    }
+
+    /// -net and -host, which BSD's route(8) wants and the destination says anyhow.
+    struct BSDWords: ParsableArguments {
+        @Flag(name: .customLong("net", withSingleDash: true), help: "The destination is a network.") var isNetwork = false
+        @Flag(name: .customLong("host", withSingleDash: true), help: "The destination is a host.") var isHost = false
     }
 
     struct Add: ParsableCommand {
@@ -60,10 +74,16 @@ struct RouteCommand: ParsableCommand {
                 alps route add default 10.11.12.1
                 alps route add 192.0.2.0/24 10.11.12.9 --mtu 1400
                 alps route add 192.0.2.0/24 --interface tap0
+
+                BSD's words are understood too: alps route add -net 192.0.2.0/24 -interface tap0
                 """)
+        @OptionGroup var words: BSDWords
         @Argument(help: "Network as ADDRESS/LENGTH, an address, or `default`.") var destination: String
         @Argument(help: "Address of the next hop.") var gateway: String?
-        @Option(help: "Interface, for a network that is directly connected.") var interface: String?
+        @Option(
+            name: [.long, .customLong("interface", withSingleDash: true)],
+            help: "Interface, for a network that is directly connected.")
+        var interface: String?
         @Option(help: "Path MTU in bytes.") var mtu: Int?
         @Option(help: "Lower wins among routes to the same network.") var metric: Int?
         @Flag(help: "Refuse packets to it with `host unreachable`.") var reject = false
@@ -85,6 +105,7 @@ struct RouteCommand: ParsableCommand {
 
     struct Delete: ParsableCommand {
         static let configuration = CommandConfiguration(abstract: "Delete a route.")
+        @OptionGroup var words: BSDWords
         @Argument(help: "Network as ADDRESS/LENGTH, an address, or `default`.") var destination: String
         @Argument(help: "Only the route through this gateway.") var gateway: String?
         @OptionGroup var stack: StackOptions

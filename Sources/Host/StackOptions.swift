@@ -1,11 +1,12 @@
 import ArgumentParser
+import ClientAPI
 import Foundation
 import Kernel
 
 /// Which stack a tool talks to, and how it prints.
 struct StackOptions: ParsableArguments {
-    @Option(name: .shortAndLong, help: "Name of the stack.")
-    var name = "alps0"
+    @Option(name: .shortAndLong, help: "Name of the stack; without it the one of `alps run` around, else alps0.")
+    var name: String?
 
     @Option(help: "Path of the stack's control socket, instead of the one its name stands for.")
     var socket: String?
@@ -22,7 +23,8 @@ struct StackOptions: ParsableArguments {
 
     func askRaw<Request: Encodable>(_ command: String, _ request: Request) throws -> Data {
         do {
-            let client = try ControlClient(name: name, socketPath: socket)
+            let around = name == nil ? ProcessInfo.processInfo.environment[ALPS_ENV_SOCKET] : nil
+            let client = try ControlClient(name: name ?? "alps0", socketPath: socket ?? around)
             return try client.query(command, arguments: JSONEncoder().encode(request))
         } catch let error as KernelError {
             throw failure(error.message)

@@ -220,3 +220,19 @@ def nginx_outside(stack, directory):
     stack.spawn_outside("nginx", "-c", nginx_config(directory, "outside", KERNEL, 80))
     stack.wait_listening_outside(80)
     return f"http://{KERNEL}"
+
+
+@pytest.fixture
+def ssh_keys(directory):
+    for name in ("host", "user"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(directory / name)], check=True)
+    keys = directory / "authorized_keys"
+    keys.write_text((directory / "user.pub").read_text())
+    keys.chmod(0o600)
+    os.makedirs("/run/sshd", exist_ok=True)
+    config = directory / "sshd_config"
+    config.write_text(f"HostKey {directory}/host\nAuthorizedKeysFile {keys}\nPidFile none\nUsePAM no\n"
+                      "StrictModes no\nPermitRootLogin yes\nSubsystem sftp internal-sftp\n")
+    options = ["-F", "none", "-i", str(directory / "user"), "-o", "StrictHostKeyChecking=no",
+               "-o", "UserKnownHostsFile=/dev/null", "-o", "BatchMode=yes"]
+    return config, options

@@ -70,22 +70,6 @@ def test_redis_server_and_benchmark(stack):
     assert stack.run("redis-cli", "-h", "127.0.0.1", "ping").stdout == "PONG\n"
 
 
-@pytest.fixture
-def ssh_keys(directory):
-    for name in ("host", "user"):
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(directory / name)], check=True)
-    keys = directory / "authorized_keys"
-    keys.write_text((directory / "user.pub").read_text())
-    keys.chmod(0o600)
-    os.makedirs("/run/sshd", exist_ok=True)
-    config = directory / "sshd_config"
-    config.write_text(f"HostKey {directory}/host\nAuthorizedKeysFile {keys}\nPidFile none\nUsePAM no\n"
-                      "StrictModes no\nPermitRootLogin yes\nSubsystem sftp internal-sftp\n")
-    options = ["-F", "none", "-i", str(directory / "user"), "-o", "StrictHostKeyChecking=no",
-               "-o", "UserKnownHostsFile=/dev/null", "-o", "BatchMode=yes"]
-    return config, options
-
-
 def test_ssh_to_the_kernels_side(stack, ssh_keys):
     config, options = ssh_keys
     stack.spawn_outside("/usr/sbin/sshd", "-D", "-e", "-f", config, "-p", 2222)

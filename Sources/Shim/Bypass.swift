@@ -93,6 +93,7 @@ func replaceWithNewStackSocket(_ descriptor: Int32, _ found: EntryPointer) -> Bo
     _ = ask(ALPS_OP_FORGET, old.handle)
     guard put(new, at: descriptor) else { return false }
     found.pointee = registered
+    registerAgain(descriptor, old)
     return true
 }
 

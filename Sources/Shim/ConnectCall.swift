@@ -33,7 +33,13 @@ public func shimUnderscoredConnect(_ descriptor: Int32, _ address: UnsafeRawPoin
 private func connectStream(_ descriptor: Int32, _ found: EntryPointer, _ target: Endpoint) -> Int32 {
     let waits = alps_sys_fcntl(descriptor, F_GETFL, 0) & alps_O_NONBLOCK == 0
     if found.pointee.kind != .listener, isSpent(descriptor, found) {
-        // Linux lets a program connect a stream again after a failure; a dead pair cannot be revived.
+        // Linux lets a program connect a stream again after a failure; a dead pair cannot be revived. The call after an
+        // attempt that nobody waited for tells how that ended.
+        if found.pointee.state & Entry.connecting != 0 {
+            found.pointee.state &= ~Entry.connecting
+            let error = trueError(found, fallback: 0)
+            if error != 0 { return fail(error) }
+        }
         guard replaceWithNewStackSocket(descriptor, found) else { return -1 }
     }
     var request = alps_connect_request(

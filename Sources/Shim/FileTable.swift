@@ -20,7 +20,7 @@ enum Kind {
     case hidden
 }
 
-/// One descriptor. 32 bytes, no pointers: a fork's child has a valid copy.
+/// One descriptor. 48 bytes, no pointers: a fork's child has a valid copy.
 struct Entry {
     var handle: UInt64
     /// SO_COOKIE of the pair: proof that the number still means the same socket although it may have been closed by a way
@@ -37,6 +37,10 @@ struct Entry {
     var ancillary: UInt8
     /// AF_INET or AF_NETLINK.
     var domain: UInt8
+    /// The epoll instance that the descriptor was registered with last, and with what; events 0: none is known.
+    var epoll: Int32
+    var epollEvents: UInt32
+    var epollData: UInt64
 
     // state
     /// A connect without waiting is under way.
@@ -165,7 +169,7 @@ func register(_ descriptor: Int32, _ info: alps_socket_info, fresh: Bool) -> Ent
     var new = Entry(
         handle: info.handle, cookie: cookie(of: descriptor), peerAddress: ipv4(info.remote), peerPort: info.remote.port,
         protocolNumber: info.protocol, kind: .freshStream, type: UInt8(truncatingIfNeeded: info.type), state: 0,
-        ancillary: 0, domain: UInt8(truncatingIfNeeded: info.domain))
+        ancillary: 0, domain: UInt8(truncatingIfNeeded: info.domain), epoll: -1, epollEvents: 0, epollData: 0)
     if info.type == UInt16(SOCK_STREAM.rawValue) {
         if UInt32(info.flags) & ALPS_INFO_LISTENING != 0 {
             new.kind = .listener

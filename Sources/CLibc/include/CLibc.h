@@ -126,6 +126,9 @@ static inline long alps_sys_send(int fd, const void *bytes, size_t count, int fl
 static inline long alps_sys_recv(int fd, void *bytes, size_t count, int flags) {
     return syscall(SYS_recvfrom, fd, bytes, count, flags, NULL, NULL);
 }
+static inline int alps_sys_epoll_ctl(int epoll, int operation, int fd, void *event) {
+    return (int)syscall(SYS_epoll_ctl, epoll, operation, fd, event);
+}
 /// poll(2) of one descriptor; the events that are there, 0 at the time-out, -1.
 static inline int alps_sys_poll(int fd, int events, int milliseconds) {
     struct pollfd entry = {.fd = fd, .events = (short)events};

@@ -12,6 +12,8 @@ SUITES = ["test_socket", "test_select", "test_selectors", "test_epoll", "test_po
 EXCUSED = {
     "UDPLITE": "there is no UDP-Lite plugin",
     "test_epoll.TestEPoll.test_control_and_wait": "wants data to have arrived when send returns; a stack takes a turn",
+    "test_sendfile_close_peer_in_the_middle_of_receiving":
+        "its 256 KiB fit into the pair in front of the stack: the sender is done before its peer closes",
     "UseIPv4Poll.test_handle_expt": "urgent data do not raise POLLPRI",
     "UseIPv4Select.test_handle_expt": "urgent data do not raise POLLPRI",
 }

@@ -228,9 +228,34 @@ static void masks(void) {
     say("%d to read", value);
 }
 
+/// A stream that is connected again after a refusal is still registered with epoll.
+static void again(void) {
+    say("-- connected again");
+    struct sockaddr_in name = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t length = sizeof name;
+    int listener = socket(AF_INET, SOCK_STREAM, 0), fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+    MUST(bind(listener, (struct sockaddr *)&name, sizeof name));
+    MUST(getsockname(listener, (struct sockaddr *)&name, &length));
+    REPORT(connect(fd, (struct sockaddr *)&name, sizeof name));
+    int queue = epoll_create1(0);
+    struct epoll_event event = {.events = EPOLLOUT, .data.u64 = 42};
+    MUST(epoll_ctl(queue, EPOLL_CTL_ADD, fd, &event));
+    sleep_ms(30);
+    MUST(listen(listener, 1));
+    REPORT(connect(fd, (struct sockaddr *)&name, sizeof name));
+    REPORT(connect(fd, (struct sockaddr *)&name, sizeof name));
+    event.data.u64 = 0;
+    REPORT(epoll_wait(queue, &event, 1, 2000));
+    say("%d writable %d", (int)event.data.u64, event.events == EPOLLOUT);
+    REPORT(connect(fd, (struct sockaddr *)&name, sizeof name));
+    REPORT(epoll_ctl(queue, EPOLL_CTL_DEL, fd, &event));
+    close(queue), close(fd), close(listener);
+}
+
 int main(void) {
     signal(SIGPIPE, SIG_IGN);
     streams();
+    again();
     datagram_states();
     edges();
     masks();

@@ -153,3 +153,25 @@ def test_bypass_sends_a_range_to_the_kernel(stack):
     argv[argv.index("--"):argv.index("--")] = ["--bypass", "127.0.0.0/8"]
     assert stack._run(argv).stdout == "127.0.0.1\n"
     assert stack.ask("netstat", "-s") is not None
+
+
+def test_what_was_written_comes_before_the_reset(stack):
+    """A server that answers and closes without reading: its answer arrives although a reset follows it."""
+    code = """
+import os, signal, socket
+listener = socket.create_server(("127.0.0.1", 7000))
+if os.fork() == 0:
+    while True:
+        peer, _ = listener.accept()
+        peer.send(b"refused")
+        peer.close()
+answers = set()
+for turn in range(500):
+    with socket.create_connection(("127.0.0.1", 7000)) as s:
+        s.send(b"request")
+        answers.add(s.recv(100))
+print(answers, flush=True)
+os.killpg(0, signal.SIGKILL)
+"""
+    result = stack.run("setsid", "-w", "python3", "-c", code, check=False)
+    assert result.stdout == "{b'refused'}\n", result.stdout + result.stderr

@@ -60,8 +60,10 @@ final class InBandStreamChannel: Channel {
         guard isOpen else { return }
         if socket.isConnected { failsByClosing = true }
         if applicationIsGone, leftUnread || socket.receiveAvailable > 0 {
-            // At once, even if something is still to be sent: the peer may be waiting for us to read.
-            socket.abort()
+            // At once, even if something has to wait for the peer's window: the peer may be waiting for us to read. What
+            // may go now was written before and goes before the reset.
+            if mayHaveUnread { takeWritten(socket, finishes: false) }
+            if isOpen { socket.abort() }
             return
         }
         if mayHaveUnread || applicationWillWriteNoMore, !socket.isConnecting || applicationIsGone { takeWritten(socket) }
@@ -84,7 +86,8 @@ final class InBandStreamChannel: Channel {
 
     // MARK: From the application
 
-    private func takeWritten(_ socket: Socket) {
+    /// `finishes`: the end of what was written is passed on, too.
+    private func takeWritten(_ socket: Socket, finishes: Bool = true) {
         var budget = Self.budget
         while isOpen {
             let unread = Int(alps_bytes_waiting(descriptor)) - 1
@@ -118,7 +121,7 @@ final class InBandStreamChannel: Channel {
             }
             budget -= taken
         }
-        finishWriting()
+        if finishes { finishWriting() }
     }
 
     /// Reads the carry byte away, then `count` new bytes into the send ring, the last of which stays in the pair. Returns

@@ -51,6 +51,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         } else {
             noteDuplicate(segment, window: window, isOld: advance < 0, &summary)
         }
+        if pointee.accurate.isOn { takeFeedback(segment, isProgress: advance > 0 || summary.hasNewSack, &summary) }
         react(&summary)
         updateSendWindow(segment, window, isAdvance: advance > 0)
         if advance > 0 {
@@ -101,6 +102,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
             if !isOld, !segment.hasText { pointee.dupAcks = 0 }
             return
         }
+        // RFC 9768, 3.2.2.5.1: an acknowledgment of acknowledgments, which have marks too, is no duplicate.
+        if pointee.accurate.isOn, has(.sackPermitted), segment.options.sackCount == 0 { return }
         instance.count(.receivedDuplicateAck)
         if pointee.retransmitUse == .persist {
             // The answer to a probe of a closed window: it says that the peer lives, and nothing about loss.

@@ -243,6 +243,8 @@ struct Connection {
     var fastOpenBackupKey: SecretKey
     var fastOpenListener: ConnectionPointer?
 
+    var accurate: AccurateECN
+
     // For TCP_INFO.
     var totals: ConnectionTotals
 }
@@ -340,6 +342,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         pointee.rcvScale = 0
         pointee.waitingSince = 0
         pointee.keepProbes = 0
+        pointee.accurate = AccurateECN()
         pointee.flags.rawValue &=
             ConnectionFlags([.portChosen, .orphan, .noDelay, .cork, .touched, .inserted, .quickAck, .fastOpenConnect])
             .rawValue

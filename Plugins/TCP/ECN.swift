@@ -5,20 +5,20 @@ import PluginKit
 // net.inet.tcp.ecn.generalized so are SYN, ACK (RFC 5562), repetitions and FINs (the rules of ECN++).
 
 extension UnsafeMutablePointer where Pointee == Instance {
-    /// net.inet.tcp.ecn.enable: 1 asks for it and grants it, 2 only grants it.
-    var asksForECN: Bool { setting(.ecn) == 1 }
+    /// net.inet.tcp.ecn.enable: 1 asks for it and grants it, 2 only grants it; 3 to 5 know a better one as well.
+    var asksForECN: Bool { setting(.ecn) == 1 || setting(.ecn) == 4 }
     var grantsECN: Bool { setting(.ecn) != 0 }
 
-    /// RFC 3168, 6.1.1: an ECN-setup SYN has both bits, and nothing of the experiments that use a third.
-    func isECNSetup(_ segment: Segment) -> Bool {
-        segment.has(Flag.ece) && segment.has(Flag.cwr) && segment.packet.pointee.data[Header.dataOffset] & 1 == 0
-    }
+    /// RFC 3168, 6.1.1: an ECN-setup SYN has both bits. A third asks for Accurate ECN, and means this one to hosts
+    /// that know no other (RFC 9768, table 2).
+    func isECNSetup(_ segment: Segment) -> Bool { segment.has(Flag.ece) && segment.has(Flag.cwr) }
 }
 
 extension UnsafeMutablePointer where Pointee == Connection {
     /// Congestion marks, as a receiver (RFC 3168, 6.1.3): told in every acknowledgment until the sender has reacted.
     @inline(__always)
     func noteMarks(_ segment: Segment) {
+        if pointee.accurate.isOn { return noteAccurately(segment) }
         guard has(.ecn) else { return }
         if segment.has(Flag.cwr) { clear(.congestionEcho) }
         guard segment.packet.pointee.pkt.tos & 3 == 3 else { return }
@@ -50,7 +50,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
     /// RFC 3168, 6.1.2: as for a lost segment, at most once a round trip, and nothing is sent again.
     func congestionReported(priorPipe: Int) {
         instance.count(.congestionReports)
-        set(.windowReduced)
+        if has(.ecn) { set(.windowReduced) }
         guard pointee.recovery.state == .open else { return }
         pointee.recovery.canUndo = false
         lowerThreshold()

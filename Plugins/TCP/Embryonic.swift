@@ -24,6 +24,7 @@ struct Embryonic {
     var hasTimestamps: Bool
     var isSackPermitted: Bool
     var hasECN: Bool
+    var accurate = EmbryonicECN()
     /// The SYN, ACK carries a Fast Open cookie.
     var givesCookie: Bool
     var isExperimental: Bool
@@ -68,6 +69,7 @@ extension UnsafeMutablePointer where Pointee == Instance {
             // our answer.
             count(.cacheDuplicates)
             if !segment.has(Flag.ack), segment.sequence == entry.pointee.irs {
+                guard repeatedSyn(entry, segment) else { return refuse(entry, segment, network) }
                 if segment.options.hasTimestamp { entry.pointee.tsRecent = segment.options.timestamp }
                 entry.pointee.window = segment.window
             }
@@ -130,13 +132,16 @@ extension UnsafeMutablePointer where Pointee == Instance {
             sackPermitted: entry.pointee.isSackPermitted, isScaleLast: setting(.optionOrder) == 0,
             cookie: entry.pointee.givesCookie
                 ? makeCookie(&entry.pointee.conn, fastOpenKey(entry.pointee.listener)) : nil,
-            isExperimental: entry.pointee.isExperimental)
+            isExperimental: entry.pointee.isExperimental, hasCounters: synAckHasOption(entry))
         entry.pointee.sentAt = now
+        let bits = synAckBits(entry)
+        let isCapable = bits != ACE.none && entry.pointee.retransmits == 0 && isOn(.generalizedECN)
+        if isCapable { entry.pointee.accurate.wasCapable = true }
         emit(
             network, &netpcb, conn: &entry.pointee.conn, sequence: entry.pointee.iss, acknowledgment: entry.rcvNxt,
-            flags: entry.pointee.hasECN ? Flag.syn | Flag.ack | Flag.ece : Flag.syn | Flag.ack,
+            flags: Flag.syn | Flag.ack, ace: bits,
             window: UInt16(truncatingIfNeeded: entry.pointee.advertisedWindow), options: options,
-            isCapable: entry.pointee.hasECN && entry.pointee.retransmits == 0 && isOn(.generalizedECN))
+            isCapable: isCapable)
     }
 
     /// The listener's network settings, towards this peer.

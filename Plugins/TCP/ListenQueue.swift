@@ -103,7 +103,8 @@ extension UnsafeMutablePointer where Pointee == Instance {
         entry.pointee.hasScaling = options.hasWindowScale && offersWindowScaling
         entry.pointee.sndScale = options.windowScale
         entry.pointee.isSackPermitted = options.isSackPermitted && isOn(.sack)
-        entry.pointee.hasECN = grantsECN && isECNSetup(segment)
+        entry.pointee.accurate = acceptAccurateECN(segment)
+        entry.pointee.hasECN = grantsECN && isECNSetup(segment) && !entry.pointee.accurate.isOn
         let limit = head.pointee.rcv.limit
         entry.pointee.rcvScale = entry.pointee.hasScaling ? windowScale(head) : 0
         entry.pointee.advertisedWindow = min(limit, 65535)
@@ -177,6 +178,7 @@ extension UnsafeMutablePointer where Pointee == Instance {
         connection.set(.timestamps, entry.pointee.hasTimestamps)
         connection.set(.sackPermitted, entry.pointee.isSackPermitted)
         connection.set(.ecn, entry.pointee.hasECN)
+        connection.inheritAccurateECN(entry.pointee.accurate)
         connection.pointee.receiveTuning = ReceiveTuning(start: irs + 1, since: now)
         connection.pointee.sndScale = entry.pointee.hasScaling ? entry.pointee.sndScale : 0
         connection.pointee.rcvScale = entry.pointee.rcvScale
@@ -305,6 +307,8 @@ extension UnsafeMutablePointer where Pointee == Instance {
             entry.pointee.irs = irs
             entry.pointee.iss = number
             takeCookieOptions(entry, segment)
+            entry.pointee.accurate = recalledAccurateECN(segment)
+            if entry.pointee.accurate.isOn { entry.pointee.hasECN = false }
             entry.pointee.peerMSS = cookieMSS(index)
             guard let connection = makeChild(entry, segment, network) else {
                 count(.listenDrops)

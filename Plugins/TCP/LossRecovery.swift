@@ -214,7 +214,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         // The first repetition goes at once.
         if isFirst, pointee.recovery.state == .recovery { count = max(count, mss) }
         // So does the hole that a partial acknowledgment points at (RFC 6582, 3.2 step 3).
-        if summary.acked > 0, !has(.sackPermitted) { count = max(count, mss) }
+        if summary.acked > 0, !has(.sackPermitted), pointee.recovery.state == .recovery { count = max(count, mss) }
         pointee.congestion.cwnd = UInt32(truncatingIfNeeded: max(pipe + max(count, 0), mss))
     }
 

@@ -27,6 +27,11 @@ struct Options {
     var isExperimental = false
     var cookieLength: UInt8 = 0
     var cookieOffset: UInt8 = 0
+    /// Accurate ECN's byte counters: how many, where the first is, and in which order.
+    var hasCounters = false
+    var counterFields: UInt8 = 0
+    var countersOffset: UInt8 = 0
+    var countersAreOrder0 = false
     var mss: UInt16 = 0
     var timestamp: UInt32 = 0
     var echo: UInt32 = 0
@@ -85,6 +90,12 @@ struct Options {
                 isExperimental = true
                 cookieLength = UInt8(truncatingIfNeeded: length - 4)
                 cookieOffset = UInt8(truncatingIfNeeded: at + 4)
+            case Options.accurateECN0Kind, Options.accurateECN1Kind:
+                hasCounters = true
+                // RFC 9768, 3.2.3: whole fields only, whatever the length is.
+                counterFields = UInt8(truncatingIfNeeded: min((length - 2) / 3, 3))
+                countersOffset = UInt8(truncatingIfNeeded: at + 2)
+                countersAreOrder0 = kind == Options.accurateECN0Kind
             default:
                 break
             }
@@ -106,6 +117,8 @@ struct SynOptions {
     /// TCP Fast Open; nil: nothing of it. `isExperimental`: in the option of old.
     var cookie: FastOpenCookie?
     var isExperimental = false
+    /// Accurate ECN's byte counters, as they begin.
+    var hasCounters = false
 
     /// Writes the options, padded to words, at `place`, which has room for 40 bytes. Returns their length.
     func write(_ place: UnsafeMutablePointer<UInt8>) -> UInt32 {
@@ -125,7 +138,13 @@ struct SynOptions {
             place.store32(at + 4, timestamp.value)
             place.store32(at + 8, timestamp.echo)
             at += 12
-        } else if sackPermitted {
+        }
+        if hasCounters {
+            let behind = (timestamp == nil && sackPermitted ? 4 : 0) + (isScaleLast && windowScale != nil ? 4 : 0)
+            let cookieLength = cookie.map { (Int($0.length) + 5) / 4 * 4 } ?? 0
+            at += ECNCounters.writeInitial(place + at, room: 40 - at - behind - cookieLength)
+        }
+        if timestamp == nil, sackPermitted {
             place[at] = 1
             place[at + 1] = 1
             place[at + 2] = Options.sackPermittedKind

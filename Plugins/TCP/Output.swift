@@ -128,6 +128,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
     /// Before a flight: a path MTU that has changed, a window that is out of date.
     @inline(__always)
     private func prepareToSend() {
+        if pointee.accurate.isOn { reserveOptionSpace() }
         let cell = instance.services.routeCell
         let generation = cell.ops(alps_route_ops.self).pointee.generation(cell.instance).pointee
         if generation != pointee.routeGeneration {
@@ -204,7 +205,9 @@ extension UnsafeMutablePointer where Pointee == Connection {
         let mss = Int(pointee.mss)
         // An urgent pointer is relative to each segment.
         if pointee.sndUp > pointee.sndNxt || has(.windowReduced) || !instance.isOn(.segmentationOffload) { return mss }
-        let room = 65535 - Int(netpcb.pointee.header_length) - Int(headerLength)
+        // A device that cuts segments leaves CWR in the first only, which must not happen to a counter (RFC 9768, 3.3.4).
+        if pointee.accurate.isOn, pointee.accurate.received.packets & 2 != 0 { return mss }
+        let room = 65535 - Int(netpcb.pointee.header_length) - Int(headerLength) - Int(pointee.accurate.reserved)
         return max(mss, room - room % mss)
     }
 

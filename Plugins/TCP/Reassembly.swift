@@ -181,6 +181,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
     /// These data have come before. Reported in the next acknowledgment, which goes now if one waits already.
     func noteDuplicateData(_ start: SequenceNumber, _ end: SequenceNumber) {
         guard has(.sackPermitted), instance.isOn(.duplicateReports), start < end else { return }
+        noteReportLost(start)
         if pointee.reassembly.hasDuplicate { sendAck() }
         pointee.reassembly.duplicate = SequenceRange(start: start, end: end)
         pointee.reassembly.hasDuplicate = true

@@ -32,6 +32,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         clear(.timing)
         enterLoss()
         considerBlackHole()
+        noteFirstFlightLost()
         if pointee.attempts == 3 {
             // R1 of RFC 1122, 4.2.3.5: the route may be what is wrong. The network will look it up anew.
             netpcb.pointee.route.generation = 0
@@ -55,7 +56,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
         let instance = instance
         instance.count(.retransmitTimeouts)
         pointee.totals.timeouts &+= 1
-        pointee.backoff += 1
+        let isLinear = pointee.state == .synSent && Int64(pointee.attempts) < instance.setting(.synLinearTimeouts)
+        if !isLinear { pointee.backoff += 1 }
         pointee.attempts += 1
         let waited = instance.now &- pointee.waitingSince
         var isOver =

@@ -103,18 +103,19 @@ struct Segment {
     }
 }
 
-/// The fixed part of a header on its way out.
+/// The fixed part of a header on its way out. `ace`: AE, CWR and ECE, as far as they are not in `flags`.
 @inline(__always)
 func writeHeader(
     _ place: UnsafeMutablePointer<UInt8>, source: UInt16, destination: UInt16, sequence: SequenceNumber,
-    acknowledgment: SequenceNumber, length: UInt32, flags: UInt8, window: UInt16, checksum: UInt16, urgent: UInt16
+    acknowledgment: SequenceNumber, length: UInt32, flags: UInt8, window: UInt16, checksum: UInt16, urgent: UInt16,
+    ace: UInt8 = 0
 ) {
     place.store16(Header.sourcePort, source)
     place.store16(Header.destinationPort, destination)
     place.store32(Header.sequence, sequence.value)
     place.store32(Header.acknowledgment, acknowledgment.value)
-    place[Header.dataOffset] = UInt8(truncatingIfNeeded: length << 2)
-    place[Header.flags] = flags
+    place[Header.dataOffset] = UInt8(truncatingIfNeeded: length << 2) | ace >> 2
+    place[Header.flags] = flags | ace << 6
     place.store16(Header.window, window)
     place.store16(Header.checksum, checksum)
     place.store16(Header.urgentPointer, urgent)

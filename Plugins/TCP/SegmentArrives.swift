@@ -12,8 +12,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
         guard checkSyn(&segment) else { return }
         guard checkSequence(&segment) else { return }
         noteReceived()
-        rememberTimestamp(&segment)
         noteMarks(segment)
+        rememberTimestamp(&segment)
         // Fifth: ACK. Without it there is nothing more to do.
         guard segment.has(Flag.ack) else { return }
         guard processAck(&segment) else { return }
@@ -111,14 +111,14 @@ extension UnsafeMutablePointer where Pointee == Connection {
         if !has(.synAcked), segment.sequence == pointee.irs {
             // RFC 9293, figure 8: the other half of a simultaneous open, SYN again, now with an ACK of ours.
             guard segment.has(Flag.ack) else {
-                sendSyn()
+                if repeatedSyn(segment) { sendSyn() }
                 return false
             }
             segment.flags &= ~Flag.syn
             segment.sequence += 1
             return true
         }
-        challengeAck(.receivedBadSyn)
+        challengeSyn(segment)
         return false
     }
 

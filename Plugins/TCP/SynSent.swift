@@ -30,8 +30,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         pointee.lastAckSent = pointee.rcvNxt
         pointee.rcvUp = pointee.rcvNxt
         acceptOptions(segment.options)
-        // RFC 3168, 6.1.1: the answer has ECE alone; both bits are what a host sends that only mirrors ours.
-        set(.ecn, isAcked && !has(.synLost) && instance.asksForECN && segment.has(Flag.ece) && !segment.has(Flag.cwr))
+        agreeOnECN(segment, isAcked: isAcked)
         // RFC 7323, 2.2: the window of a SYN is never scaled.
         pointee.sndWnd = segment.window
         pointee.maxSndWnd = segment.window
@@ -57,7 +56,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         takeSynAck(pointee.iss + 1, echo: segment.options.hasTimestamp ? segment.options.echo : nil)
         established()
         concludeSynData(segment)
-        set(.ackNow)
+        concludeECN(segment)
         if segment.has(Flag.urg) { processUrgent(&segment) }
         if segment.length > 0 || segment.has(Flag.fin) {
             trimToWindow(&segment)

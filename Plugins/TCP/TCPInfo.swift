@@ -3,7 +3,7 @@ import PluginKit
 
 /// TCP_INFO in Linux's layout (struct tcp_info of linux/tcp.h): programs read as much of it as they know.
 private enum InfoLayout {
-    static var length: Int { 248 }
+    static var length: Int { 280 }
 
     /// Linux's state numbers.
     static func state(_ state: State) -> UInt8 {
@@ -71,7 +71,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         // TCPI_OPT_SYN_DATA.
         var options: UInt8 = (has(.timestamps) ? 1 : 0) | (has(.sackPermitted) ? 2 : 0) | (has(.windowScaling) ? 4 : 0)
         options |= pointee.isSynDataTaken ? 32 : 0
-        options |= (has(.ecn) ? 8 : 0) | (pointee.totals.markedSegmentsIn > 0 ? 16 : 0)
+        options |= (has(.ecn) || pointee.accurate.isOn ? 8 : 0) | (pointee.totals.markedSegmentsIn > 0 ? 16 : 0)
         put8(5, options)
         put8(6, pointee.sndScale & 15 | pointee.rcvScale << 4)
         put32(8, microseconds(effectiveRTO))
@@ -90,7 +90,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         put32(44, since(pointee.lastSent))
         put32(52, since(max(pointee.lastDataReceived, pointee.establishedAt)))
         put32(56, since(pointee.lastReceived))
-        put32(60, pointee.mss &+ headerLength &+ netpcb.pointee.header_length)
+        put32(60, pointee.mss &+ pointee.accurate.reserved &+ headerLength &+ netpcb.pointee.header_length)
         put32(64, socket.pointee.rcv.limit)
         put32(68, microseconds(pointee.roundTrip.srtt))
         put32(72, microseconds(pointee.roundTrip.rttvar))
@@ -115,7 +115,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         put64(176, times.windowLimited / 1000)
         put64(184, times.bufferLimited / 1000)
         put32(192, pointee.totals.delivered)
-        put32(196, pointee.totals.deliveredMarked)
+        put32(196, pointee.accurate.isOn ? pointee.accurate.delivered.packets &- 5 : pointee.totals.deliveredMarked)
         put64(200, pointee.totals.bytesSent)
         put64(208, pointee.totals.bytesRetransmitted)
         put32(216, pointee.totals.duplicateReports)
@@ -124,5 +124,19 @@ extension UnsafeMutablePointer where Pointee == Connection {
         put32(228, pointee.sndWnd)
         info.storeBytes(of: UInt16(clamping: pointee.totals.timeouts), toByteOffset: 240, as: UInt16.self)
         put32(232, UInt32(clamping: pointee.rcvAdv - pointee.rcvNxt))
+        let accurate = pointee.accurate
+        let isPending = pointee.state == .synSent && accurate.request == .accurate
+        // TCPI_ECN_MODE_RFC3168, _ACCECN, _PENDING.
+        let mode: UInt8 = accurate.isOn ? 2 : isPending ? 3 : has(.ecn) ? 1 : 0
+        put8(276, mode | accurate.optionSeen.rawValue << 2 | accurate.failures.rawValue << 4)
+        guard accurate.isOn else { return put32(248, pointee.totals.markedSegmentsIn) }
+        let initial = ECNCounters.initial
+        put32(248, accurate.received.packets &- initial.packets)
+        put32(252, accurate.delivered.ect1 &- initial.ect1)
+        put32(256, accurate.delivered.ect0 &- initial.ect0)
+        put32(260, accurate.delivered.marked &- initial.marked)
+        put32(264, accurate.received.ect1 &- initial.ect1)
+        put32(268, accurate.received.ect0 &- initial.ect0)
+        put32(272, accurate.received.marked &- initial.marked)
     }
 }

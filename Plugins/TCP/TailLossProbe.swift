@@ -13,12 +13,13 @@ extension UnsafeMutablePointer where Pointee == Connection {
             && pointee.attempts == 0 && pointee.sndWnd > 0 && instance.isOn(.tailLossProbe)
     }
 
-    /// 7.2: two round trips; a receiver that has one segment only may take its time.
+    /// 7.2: two round trips; a receiver that has one segment only may take its time. Not under 10 ms, the least that FreeBSD
+    /// waits (Linux: two ticks): a receiver on a busy machine is not scheduled sooner.
     @inline(__always)
     var probeTimeout: UInt64 {
         let ms = UInt64(ALPS_NSEC_PER_MSEC)
         let isOne = pointee.sndNxt - pointee.sndUna <= Int(pointee.mss)
-        return max(2 &* pointee.roundTrip.srtt, 2 &* ms) &+ (isOne ? 200 &* ms : 0)
+        return max(2 &* pointee.roundTrip.srtt, 10 &* ms) &+ (isOne ? 200 &* ms : 0)
     }
 
     /// 7.3.

@@ -17,6 +17,8 @@ struct TimeWait {
     var deadline: UInt64
     var challengeStart: UInt64
     var challenges: UInt32
+    /// The ACE field of a connection with Accurate ECN, else 0.
+    var ace: UInt8
 }
 
 typealias TimeWaitPointer = UnsafeMutablePointer<TimeWait>
@@ -66,6 +68,7 @@ extension UnsafeMutablePointer where Pointee == Instance {
         entry.pointee.tsRecent = connection.pointee.tsRecent
         entry.pointee.timestampOffset = connection.pointee.timestampOffset
         entry.pointee.hasTimestamps = connection.has(.timestamps)
+        entry.pointee.ace = connection.pointee.accurate.isOn ? connection.pointee.accurate.ace : ACE.none
         entry.pointee.window = UInt16(
             truncatingIfNeeded: min(
                 max(0, connection.pointee.rcvAdv - connection.pointee.rcvNxt) >> Int(connection.pointee.rcvScale), 65535
@@ -138,7 +141,7 @@ extension UnsafeMutablePointer where Pointee == Instance {
         count(.sentAcks)
         reply(
             segment.packet, network, sequence: entry.pointee.sndNxt, acknowledgment: entry.pointee.rcvNxt,
-            flags: Flag.ack, window: entry.pointee.window,
+            flags: Flag.ack, ace: entry.pointee.ace, window: entry.pointee.window,
             timestamp: entry.pointee.hasTimestamps
                 ? (timestampClock &+ entry.pointee.timestampOffset, entry.pointee.tsRecent) : nil)
     }

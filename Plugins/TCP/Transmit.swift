@@ -89,7 +89,13 @@ extension UnsafeMutablePointer where Pointee == Connection {
         }
         let header = packet.pointee.data
         var headerLength = headerLength
-        if length == 0, has(.sackPermitted), pointee.reassembly.count > 0 || pointee.reassembly.hasDuplicate {
+        let reportsSack =
+            length == 0 && has(.sackPermitted) && (pointee.reassembly.count > 0 || pointee.reassembly.hasDuplicate)
+        if pointee.accurate.isOn {
+            headerLength &+= writeCounters(
+                header + Int(headerLength), after: headerLength &- Header.length, reportsSack: reportsSack,
+                isData: length > 0)
+        } else if reportsSack {
             headerLength &+= writeSack(header + Int(headerLength), room: 60 &- headerLength)
         }
         var flags = flags
@@ -99,14 +105,20 @@ extension UnsafeMutablePointer where Pointee == Connection {
             urgent = UInt16(truncatingIfNeeded: min(pointee.sndUp - sequence, 65535))
             instance.count(.sentUrgent)
         }
-        if has(.ecn) { flags = markECN(packet, flags, sequence, length) }
+        var ace = ACE.none
+        if has(.ecn) {
+            flags = markECN(packet, flags, sequence, length)
+        } else if pointee.accurate.isOn {
+            ace = markAccurately(packet, flags, length, hasSack: reportsSack)
+        }
         let pseudo = network.ops.pointee.pseudo_sum(
             network.instance, &netpcb.pointee.local, &netpcb.pointee.remote, Registration.protocol,
             headerLength &+ length)
         writeHeader(
             header, source: pointee.conn.local_port, destination: pointee.conn.remote_port, sequence: sequence,
             acknowledgment: pointee.rcvNxt, length: headerLength, flags: flags,
-            window: selectWindow(keeps: keepsWindow), checksum: UInt16(truncatingIfNeeded: pseudo), urgent: urgent)
+            window: selectWindow(keeps: keepsWindow), checksum: UInt16(truncatingIfNeeded: pseudo), urgent: urgent,
+            ace: ace)
         if has(.timestamps) {
             header.store32(20, Options.timestampPrefix)
             header.store32(24, instance.timestampClock &+ pointee.timestampOffset)
@@ -151,9 +163,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
         let instance = instance
         guard let network = instance.network else { return }
         let isAnswer = pointee.state != .synSent
-        // RFC 3168, 6.1.1.1: a SYN that got no answer goes again without, for the sake of old firewalls.
         let isFirst = pointee.sndMax == pointee.iss
-        let asksForECN = !isAnswer && instance.asksForECN && isFirst
+        let bits = synBits(isAnswer: isAnswer, isFirst: isFirst)
         let timestamps = isAnswer ? has(.timestamps) : instance.offersTimestamps
         let scaling = isAnswer ? has(.windowScaling) : instance.offersWindowScaling
         let options = SynOptions(
@@ -162,7 +173,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
             timestamp: timestamps
                 ? (instance.timestampClock &+ pointee.timestampOffset, isAnswer ? pointee.tsRecent : 0) : nil,
             sackPermitted: isAnswer ? has(.sackPermitted) : instance.isOn(.sack),
-            isScaleLast: instance.setting(.optionOrder) == 0, cookie: isAnswer || !isFirst ? nil : cookieToSend)
+            isScaleLast: instance.setting(.optionOrder) == 0, cookie: isAnswer || !isFirst ? nil : cookieToSend,
+            hasCounters: isAnswer && takesSynAckOption)
         let data = isAnswer || !isFirst ? nil : takeSynData()
         let space = instance.sockets.pointee.receive_space(instance.socketLayer, socket)
         let window = min(space, 65535)
@@ -177,9 +189,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         instance.emit(
             network, netpcb, conn: &pointee.conn, sequence: pointee.iss,
             acknowledgment: isAnswer ? pointee.rcvNxt : SequenceNumber(0),
-            flags: isAnswer
-                ? has(.ecn) ? Flag.syn | Flag.ack | Flag.ece : Flag.syn | Flag.ack
-                : asksForECN ? Flag.syn | Flag.ece | Flag.cwr : Flag.syn,
+            flags: isAnswer ? Flag.syn | Flag.ack : Flag.syn, ace: bits,
             window: UInt16(truncatingIfNeeded: window), options: options, data: data?.mbuf,
             dataLength: data?.range.pointee.length ?? 0)
         let now = instance.now
@@ -246,7 +256,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
             // The end of the search: nothing larger is wanted.
             if pointee.pathProbe.limit >= size { pointee.pathProbe.limit = 0 } else { size = pointee.pathProbe.limit }
         }
-        let options = has(.timestamps) ? Options.timestampLength : 0
+        let options = (has(.timestamps) ? Options.timestampLength : 0) &+ pointee.accurate.reserved
         // However small the path says it is, there must be progress.
         pointee.mss = max(size > options ? size - options : 0, 8)
     }
@@ -285,9 +295,9 @@ extension UnsafeMutablePointer where Pointee == Instance {
     /// Builds and sends a segment of header and options alone.
     func emit(
         _ network: Network, _ netpcb: UnsafeMutablePointer<alps_netpcb>, conn: UnsafePointer<alps_conn>,
-        sequence: SequenceNumber, acknowledgment: SequenceNumber, flags: UInt8, window: UInt16, options: SynOptions?,
-        timestamp: (value: UInt32, echo: UInt32)? = nil, isCapable: Bool = false, data: Mbuf? = nil,
-        dataLength: UInt32 = 0
+        sequence: SequenceNumber, acknowledgment: SequenceNumber, flags: UInt8, ace: UInt8 = 0, window: UInt16,
+        options: SynOptions?, timestamp: (value: UInt32, echo: UInt32)? = nil, isCapable: Bool = false,
+        data: Mbuf? = nil, dataLength: UInt32 = 0
     ) {
         let cell = services.mbufCell
         guard
@@ -315,14 +325,14 @@ extension UnsafeMutablePointer where Pointee == Instance {
         }
         finish(
             network, netpcb, packet, source: conn.pointee.local_port, destination: conn.pointee.remote_port,
-            sequence: sequence, acknowledgment: acknowledgment, length: length, flags: flags, window: window,
+            sequence: sequence, acknowledgment: acknowledgment, length: length, flags: flags, ace: ace, window: window,
             dataLength: dataLength)
     }
 
     fileprivate func finish(
         _ network: Network, _ netpcb: UnsafeMutablePointer<alps_netpcb>, _ packet: Mbuf, source: UInt16,
         destination: UInt16, sequence: SequenceNumber, acknowledgment: SequenceNumber, length: UInt32, flags: UInt8,
-        window: UInt16, dataLength: UInt32 = 0
+        ace: UInt8 = 0, window: UInt16, dataLength: UInt32 = 0
     ) {
         let pseudo = network.ops.pointee.pseudo_sum(
             network.instance, &netpcb.pointee.local, &netpcb.pointee.remote, Registration.protocol,
@@ -330,7 +340,7 @@ extension UnsafeMutablePointer where Pointee == Instance {
         writeHeader(
             packet.pointee.data, source: source, destination: destination, sequence: sequence,
             acknowledgment: acknowledgment, length: length, flags: flags, window: window,
-            checksum: UInt16(truncatingIfNeeded: pseudo), urgent: 0)
+            checksum: UInt16(truncatingIfNeeded: pseudo), urgent: 0, ace: ace)
         packet.pointee.length = length
         packet.pointee.pkt.length = length &+ dataLength
         packet.pointee.pkt.csum = UInt8(ALPS_CSUM_PARTIAL)
@@ -346,7 +356,7 @@ extension UnsafeMutablePointer where Pointee == Instance {
     /// Answers a packet where no connection does it: from its destination to its source, ports exchanged.
     func reply(
         _ to: Mbuf, _ network: Network, sequence: SequenceNumber, acknowledgment: SequenceNumber, flags: UInt8,
-        window: UInt16 = 0, timestamp: (value: UInt32, echo: UInt32)? = nil
+        ace: UInt8 = 0, window: UInt16 = 0, timestamp: (value: UInt32, echo: UInt32)? = nil
     ) {
         var netpcb = oneOff(to)
         let cell = services.mbufCell
@@ -366,7 +376,7 @@ extension UnsafeMutablePointer where Pointee == Instance {
         finish(
             network, &netpcb, packet, source: to.pointee.data.load16(Header.destinationPort),
             destination: to.pointee.data.load16(Header.sourcePort), sequence: sequence, acknowledgment: acknowledgment,
-            length: length, flags: flags, window: window)
+            length: length, flags: flags, ace: ace, window: window)
     }
 
     /// A network attachment for one answer.

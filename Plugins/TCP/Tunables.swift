@@ -59,8 +59,12 @@ enum Setting: Int {
     case fastOpenKeyLow
     case fastOpenKeyHigh
     case congestionControl
+    case ecnOption
+    case ecnOptionBeacon
+    case ecnFallback
+    case synLinearTimeouts
 
-    static var count: Int { 56 }
+    static var count: Int { 60 }
 }
 
 extension UnsafeMutablePointer where Pointee == Instance {
@@ -206,8 +210,8 @@ extension UnsafeMutablePointer where Pointee == Instance {
             .baseMSS, "net.inet.tcp.pmtud_blackhole_mss", ALPS_TUNABLE_BYTES, 1200, 216...65495,
             "Segment size that every path is believed to take, in bytes")
         add(
-            .ecn, "net.inet.tcp.ecn.enable", ALPS_TUNABLE_INT, 2, 0...2,
-            "Explicit congestion notification (RFC 3168): 0 off, 1 asked for and granted, 2 granted if asked for")
+            .ecn, "net.inet.tcp.ecn.enable", ALPS_TUNABLE_INT, 2, 0...5,
+            "ECN (RFC 3168) 1 asked for and granted, 2 granted; Accurate ECN (RFC 9768) 3 both, 4 and 5 likewise; 0 off")
         add(
             .generalizedECN, "net.inet.tcp.ecn.generalized", ALPS_TUNABLE_BOOL, 0, 0...1,
             "ECN-capable SYN, ACK (RFC 5562), repetitions and FINs too")
@@ -250,6 +254,18 @@ extension UnsafeMutablePointer where Pointee == Instance {
         add(
             .congestionControl, "net.inet.tcp.cc.default", ALPS_TUNABLE_INT, 0, 0...1,
             "Congestion control of new connections: 0 newreno (RFC 5681), 1 cubic (RFC 9438)")
+        add(
+            .ecnOption, "net.inet.tcp.ecn.option", ALPS_TUNABLE_INT, 2, 0...3,
+            "AccECN option: 0 never, 1 sparingly, 2 wherever it fits, 3 even if it seems to get lost")
+        add(
+            .ecnOptionBeacon, "net.inet.tcp.ecn.option_beacon", ALPS_TUNABLE_INT, 3, 0...1000,
+            "AccECN options in a round trip, at least, if they are sent sparingly")
+        add(
+            .ecnFallback, "net.inet.tcp.ecn.fallback", ALPS_TUNABLE_BOOL, 1, 0...1,
+            "Do without ECN where the path seems to drop or change its bits")
+        add(
+            .synLinearTimeouts, "net.inet.tcp.syn_linear_timeouts", ALPS_TUNABLE_INT, 0, 0...64,
+            "Repetitions of a SYN before the time between them begins to double; RFC 6298 says none")
         let cell = services.tunableCell
         return cell.ops(alps_tunable_ops.self).pointee.add(cell.instance, list, UInt32(Setting.count))
     }

@@ -54,7 +54,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
     func considerIdleTime(initialWindow: UInt32) {
         let now = instance.now
         guard instance.isOn(.windowValidation) else {
-            if now &- pointee.lastSent > pointee.roundTrip.rto {
+            // Before the first segment there is nothing to start again.
+            if pointee.lastSent != 0, now &- pointee.lastSent > pointee.roundTrip.rto {
                 pointee.congestion.restartAfterIdle(initialWindow: initialWindow)
             }
             return

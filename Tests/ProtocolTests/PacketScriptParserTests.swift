@@ -32,6 +32,7 @@ import Testing
         "0 < S 0:0(0) win 5 <FOEXP,exp-FO aabb,nop,nop>",
         "0 < . 1:1(0) ack 1 win 5 <md5 000102030405060708090a0b0c0d0e0f,nop,nop>",
         "0 > . 1:1(0) ack 1 <AccECN0 ee0b 1 eceb 0 ee1b 1,nop>",
+        "0 > [ect0] WAP.  1:1(0) ack 1 <ECN e1b 1 ceb 0 e0b 1 ,nop>",
         "0 <[noecn] . 1:1(0) ack 1 win 5",
         "0 >[ect01] . 1:1(0) ack 1",
         "0 > (ecn ce, ttl 5) . 1:1(0) ack 1",

@@ -28,6 +28,9 @@ final class Ladder {
         var urgentPointer: Int
         var options: [UInt8]
         var payload: [UInt8]
+        /// AE, CWR and ECE; the type of service.
+        var ace: UInt8 = 0
+        var tos: UInt8 = 0
 
         var description: String {
             "\(flags.description) \(rawSequence):\(payload.count) ack \(rawAcknowledgment) win \(window)"
@@ -122,7 +125,8 @@ final class Ladder {
                 destinationPort: UInt16(header[2]) << 8 | UInt16(header[3]), rawSequence: big32(header, 4),
                 rawAcknowledgment: big32(header, 8), flags: Flags(rawValue: header[13]),
                 window: Int(header[14]) << 8 | Int(header[15]), urgentPointer: Int(header[18]) << 8 | Int(header[19]),
-                options: Array(header[20..<length]), payload: Array(header[length...]))
+                options: Array(header[20..<length]), payload: Array(header[length...]),
+                ace: (header[12] & 1) << 2 | header[13] >> 6, tos: bytes[1])
             if segment.flags.contains(.syn), stackISN == nil { stackISN = segment.rawSequence }
             if let timestamp = segment.timestamp { lastStackTimestamp = timestamp.value }
             sent.append(segment)
@@ -170,7 +174,7 @@ final class Ladder {
     func inject(
         _ flags: Flags, seq: Int, ack: Int? = nil, window: Int = 65535, length: Int = 0, payload: [UInt8]? = nil,
         options: [UInt8] = [], urgent: Int = 0, from source: [UInt8] = [10, 0, 0, 2], port: UInt16? = nil,
-        settles: Bool = true
+        ace: UInt8 = 0, tos: UInt8 = 0, settles: Bool = true
     ) {
         var options = options
         if let peerTimestamp, !flags.contains(.rst) {
@@ -182,15 +186,15 @@ final class Ladder {
         tcp += big(port ?? peerPort) + big(stackPort)
         tcp += big(peerISN &+ UInt32(truncatingIfNeeded: seq))
         tcp += big(flags.contains(.ack) ? (stackISN ?? 0) &+ UInt32(truncatingIfNeeded: ack ?? 0) : 0)
-        tcp += [UInt8((20 + options.count) / 4) << 4, flags.rawValue]
+        tcp += [UInt8((20 + options.count) / 4) << 4 | ace >> 2, flags.rawValue | ace << 6]
         tcp += big(UInt16(window)) + [0, 0] + big(UInt16(urgent))
         tcp += options + data
-        send(tcp: tcp, from: source)
+        send(tcp: tcp, from: source, tos: tos)
         if settles { settle() }
     }
 
     /// Puts an IPv4 header in front, with right checksums, and sends it to the stack.
-    func send(tcp: [UInt8], from source: [UInt8] = [10, 0, 0, 2]) {
+    func send(tcp: [UInt8], from source: [UInt8] = [10, 0, 0, 2], tos: UInt8 = 0) {
         var tcp = tcp
         let pseudo = source + [10, 0, 0, 1, 0, 6] + big(UInt16(tcp.count))
         let sum = checksum(pseudo + tcp)
@@ -198,11 +202,11 @@ final class Ladder {
             tcp[16] = UInt8(sum >> 8)
             tcp[17] = UInt8(sum & 255)
         }
-        send(ip: 6, payload: tcp, from: source)
+        send(ip: 6, payload: tcp, from: source, tos: tos)
     }
 
-    func send(ip protocolNumber: UInt8, payload: [UInt8], from source: [UInt8] = [10, 0, 0, 2]) {
-        var ip: [UInt8] = [0x45, 0] + big(UInt16(20 + payload.count)) + [0, 1, 0x40, 0, 64, protocolNumber, 0, 0]
+    func send(ip protocolNumber: UInt8, payload: [UInt8], from source: [UInt8] = [10, 0, 0, 2], tos: UInt8 = 0) {
+        var ip: [UInt8] = [0x45, tos] + big(UInt16(20 + payload.count)) + [0, 1, 0x40, 0, 64, protocolNumber, 0, 0]
         ip += source + [10, 0, 0, 1]
         let sum = checksum(ip)
         ip[10] = UInt8(sum >> 8)

@@ -131,6 +131,7 @@ package final class EmulatedPath {
             lost &+= 1
             return
         }
+        if chance(spec.mark) { mark(packet) }
         let now = kernel.clock.now
         var due = now
         if spec.rate > 0 {
@@ -150,6 +151,22 @@ package final class EmulatedPath {
         var index = travelling.count
         while index > first, travelling[index - 1].due > due { index -= 1 }
         travelling.insert(Traveller(due: due, packet: packet), at: index)
+    }
+
+    /// Congestion experienced, as a router says it of ECN-capable IPv4 packets (RFC 3168, section 5).
+    private func mark(_ packet: Mbuf) {
+        let header = packet.pointee.data + Ethernet.headerLength
+        guard packet.pointee.length >= UInt32(Ethernet.headerLength + 20), header[-2] == 8, header[-1] == 0,
+            header[0] >> 4 == 4, header[1] & 3 == 1 || header[1] & 3 == 2
+        else { return }
+        // The type of service is the low byte of its word: RFC 1624, equation 3.
+        let old = UInt32(header[1])
+        header[1] |= 3
+        var sum = UInt32(~(UInt16(header[10]) << 8 | UInt16(header[11]))) + UInt32(~UInt16(old)) + UInt32(header[1])
+        while sum > 0xffff { sum = (sum & 0xffff) + sum >> 16 }
+        let checksum = ~UInt16(sum)
+        header[10] = UInt8(checksum >> 8)
+        header[11] = UInt8(checksum & 0xff)
     }
 
     /// A copy of its own with one bit behind the link header turned over. [consumes]

@@ -16,6 +16,8 @@ package struct LinkSpec: Equatable {
     package var duplicate = 0.0
     package var reorder = 0.0
     package var corrupt = 0.0
+    /// Of ECN-capable packets: how many get a mark (RFC 3168).
+    package var mark = 0.0
     /// Numbers of the packets that are lost, each way counted from 1.
     package var lossPattern: Set<UInt64> = []
     /// Packets that may be on the way, each way.
@@ -26,7 +28,7 @@ package struct LinkSpec: Equatable {
 
     package init() {}
 
-    /// `loss 5% burst 4 delay 5ms rate 10mbit jitter 1ms duplicate 1% reorder 2% corrupt 0.1% drop 3,7 limit 1000 mtu 1500 seed 7`
+    /// `loss 5% burst 4 delay 5ms rate 10mbit jitter 1ms duplicate 1% reorder 2% corrupt 0.1% mark 1% drop 3,7 limit 1000 mtu 1500 seed 7`
     package init(parsing text: String) throws {
         let words = text.split(whereSeparator: { $0 == " " || $0 == "\t" }).map(String.init)
         guard !words.isEmpty, words.count % 2 == 0 else {
@@ -41,6 +43,7 @@ package struct LinkSpec: Equatable {
         case "duplicate": duplicate = try Self.share(key, value)
         case "reorder": reorder = try Self.share(key, value)
         case "corrupt": corrupt = try Self.share(key, value)
+        case "mark": mark = try Self.share(key, value)
         case "delay": delay = try Self.time(key, value)
         case "jitter": jitter = try Self.time(key, value)
         case "rate":
@@ -64,8 +67,8 @@ package struct LinkSpec: Equatable {
         default:
             throw KernelError(
                 EINVAL,
-                "link: '\(key)' is unknown: use loss, burst, delay, rate, jitter, duplicate, reorder, corrupt, drop, "
-                    + "limit, mtu, seed")
+                "link: '\(key)' is unknown: use loss, burst, delay, rate, jitter, duplicate, reorder, corrupt, mark, "
+                    + "drop, limit, mtu, seed")
         }
     }
 

@@ -101,7 +101,8 @@ private struct ELFImage {
         let protected = protectedAddresses
         for index in 0..<UInt64(count) {
             let (at, overflow) = start.addingReportingOverflow(index * UInt64(entrySize))
-            guard !overflow, let type: UInt32 = word(at &+ 4), let flags: UInt64 = word(at &+ 8),
+            // A whole entry, whose last fields are not read.
+            guard !overflow, at <= UInt64(bytes.count), UInt64(bytes.count) - at >= UInt64(entrySize), let type: UInt32 = word(at &+ 4), let flags: UInt64 = word(at &+ 8),
                 let address: UInt64 = word(at &+ 16),
                 let offset: UInt64 = word(at &+ 24), let size: UInt64 = word(at &+ 32), let link: UInt32 = word(at &+ 40)
             else { return nil }

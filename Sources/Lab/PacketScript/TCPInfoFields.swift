@@ -35,6 +35,9 @@ enum TCPInfoFields {
         add(2, "total_rto total_rto_recoveries")
         add(4, "total_rto_time received_ce delivered_e1_bytes delivered_e0_bytes delivered_ce_bytes")
         add(4, "received_e1_bytes received_e0_bytes received_ce_bytes")
+        fields.append(Field(name: "tcpi_ecn_mode", offset: offset, size: 4, bits: 0..<2))
+        fields.append(Field(name: "tcpi_accecn_opt_seen", offset: offset, size: 4, bits: 2..<4))
+        fields.append(Field(name: "tcpi_accecn_fail_mode", offset: offset, size: 4, bits: 4..<8))
         return fields
     }()
 
@@ -58,6 +61,10 @@ enum TCPInfoFields {
         "TCP_TIME_WAIT": 6, "TCP_CLOSE": 7, "TCP_CLOSE_WAIT": 8, "TCP_LAST_ACK": 9, "TCP_LISTEN": 10,
         "TCP_CLOSING": 11, "TCP_CA_Open": 0, "TCP_CA_Disorder": 1, "TCP_CA_CWR": 2, "TCP_CA_Recovery": 3,
         "TCP_CA_Loss": 4, "TCPI_OPT_TIMESTAMPS": 1, "TCPI_OPT_SACK": 2, "TCPI_OPT_WSCALE": 4, "TCPI_OPT_ECN": 8,
-        "TCPI_OPT_ECN_SEEN": 16, "TCPI_OPT_SYN_DATA": 32,
+        "TCPI_OPT_ECN_SEEN": 16, "TCPI_OPT_SYN_DATA": 32, "TCPI_ECN_MODE_DISABLED": 0, "TCPI_ECN_MODE_RFC3168": 1,
+        "TCPI_ECN_MODE_ACCECN": 2, "TCPI_ECN_MODE_PENDING": 3, "TCP_ACCECN_OPT_NOT_SEEN": 0,
+        "TCP_ACCECN_OPT_EMPTY_SEEN": 1, "TCP_ACCECN_OPT_COUNTER_SEEN": 2, "TCP_ACCECN_OPT_FAIL_SEEN": 3,
+        "TCP_ACCECN_ACE_FAIL_SEND": 1, "TCP_ACCECN_ACE_FAIL_RECV": 2, "TCP_ACCECN_OPT_FAIL_SEND": 4,
+        "TCP_ACCECN_OPT_FAIL_RECV": 8,
     ]
 }

@@ -73,6 +73,7 @@ struct TortureGenerator {
         if chance(0.3) { spec.reorder = one(of: [0.001, 0.01, 0.05, 0.2]) }
         if chance(0.25) { spec.duplicate = one(of: [0.001, 0.01, 0.1]) }
         if chance(0.2) { spec.corrupt = one(of: [0.001, 0.01, 0.05]) }
+        if chance(0.2) { spec.mark = one(of: [0.001, 0.05, 0.5]) }
         return spec
     }
 
@@ -102,6 +103,8 @@ struct TortureGenerator {
         if chance(0.2) { set("reass.maxqueuelen", one(of: [1, 2, 8, 64])) }
         if chance(0.2) { set("option_order", 0) }
         if chance(0.2) { set("corktime", one(of: [10, 200, 1000]) * ms) }
+        if chance(0.4) { set("ecn.enable", one(of: [0, 1, 3, 3, 3, 4, 5])) }
+        if chance(0.1) { set("ecn.option", one(of: [0, 1, 3])) }
         if chance(0.4) { list.append(("kern.ipc.sendspace", String(size(4096...1_048_576)))) }
         if chance(0.4) { list.append(("kern.ipc.recvspace", String(size(4096...1_048_576)))) }
         return list

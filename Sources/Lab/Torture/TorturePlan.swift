@@ -153,7 +153,7 @@ extension LinkSpec {
         if rate > 0 { words.append("rate \(rate)bit") }
         if delay > 0 { words.append("delay \(delay)ns") }
         if jitter > 0 { words.append("jitter \(jitter)ns") }
-        for (name, share) in [("loss", loss), ("duplicate", duplicate), ("reorder", reorder), ("corrupt", corrupt)]
+        for (name, share) in [("loss", loss), ("duplicate", duplicate), ("reorder", reorder), ("corrupt", corrupt), ("mark", mark)]
         where share > 0 { words.append("\(name) \(share)") }
         if burst > 0 { words.append("burst \(burst)") }
         words.append("limit \(limit)")

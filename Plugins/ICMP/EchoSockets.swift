@@ -116,7 +116,7 @@ extension UnsafeMutablePointer where Pointee == Instance {
         // As for UDP: final ones to a connected socket, all of them to one that has asked for them.
         if so.pointee.options & ALPS_SO_RECVERR != 0 || event.hard != 0 && isConnected {
             let cell = services.socketCell
-            cell.ops(alps_socket_ops.self).pointee.set_error(cell.instance, so, event.error)
+            cell.ops(alps_socket_ops.self).pointee.report_error(cell.instance, so, &event, event.transport_offset, 0)
         }
         return true
     }

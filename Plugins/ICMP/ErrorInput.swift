@@ -83,14 +83,11 @@ extension UnsafeMutablePointer where Pointee == Instance {
         // What we have not sent cannot be wrong.
         guard isOwn(event.source) else { return count(.errorsUnmatched) }
         let protocolNumber = data[9]
-        if UInt16(protocolNumber) == Registration.protocol {
-            if !reportToEchoSocket(&event, quoted) { count(.errorsUnmatched) }
-            return
-        }
+        // Raw sockets of the protocol hear of it too, through the same call.
         let cell = services.protoswCell
-        if cell.ops(alps_protosw_ops.self).pointee.control(cell.instance, protocolNumber, &event) != 0 {
-            count(.errorsUnmatched)
-        }
+        var isKnown = cell.ops(alps_protosw_ops.self).pointee.control(cell.instance, protocolNumber, &event) == 0
+        if UInt16(protocolNumber) == Registration.protocol { isKnown = reportToEchoSocket(&event, quoted) }
+        if !isKnown { count(.errorsUnmatched) }
     }
 
     private func isOwn(_ address: alps_addr) -> Bool {

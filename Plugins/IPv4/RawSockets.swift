@@ -66,7 +66,7 @@ enum Raw {
                 flags: ALPS_PR_ATOMIC | ALPS_PR_ADDR | ALPS_PR_RAW, name: text("raw"),
                 network: text("alps.network/1:2"),
                 requests: UnsafePointer(instance.pointee.requests), requests_count: UInt32(requestCount),
-                connection_overhead: UInt32(MemoryLayout<RawSocket>.size), input: nil, ctlinput: nil, sent: nil,
+                connection_overhead: UInt32(MemoryLayout<RawSocket>.size), input: nil, ctlinput: rawControlInput, sent: nil,
                 received: nil, send_datagram: rawSend))
         let cell = instance.services.protoswCell
         return cell.ops(alps_protosw_ops.self).pointee.add(cell.instance, instance.pointee.entry)
@@ -132,6 +132,34 @@ extension UnsafeMutablePointer where Pointee == Instance {
     /// Groups are for those who have joined them.
     private func passesMembership(_ netpcb: NetworkPCB, _ packet: Mbuf, _ destination: UInt32) -> Bool {
         !AddressClass.isMulticast(destination) || isMember(netpcb, destination, packet.pointee.pkt.ifindex)
+    }
+}
+
+/// An error message about a packet of a raw protocol. As on Linux: a connected socket hears of what is final, one with
+/// ALPS_SO_RECVERR of all.
+func rawControlInput(_ context: UnsafeMutableRawPointer, _ event: UnsafePointer<alps_ctl_event>) {
+    let instance = context.assumingMemoryBound(to: Instance.self)
+    guard let quoted = event.pointee.quoted, event.pointee.error != 0 else { return }
+    let header = Header(bytes: quoted.pointee.data)
+    var entry = instance.pointee.rawSockets
+    while let current = entry {
+        entry = current.pointee.next
+        let socket = current.pointee.socket
+        let netpcb = socket.pointee.netpcb
+        let local = ipv4(netpcb.pointee.local)
+        let remote = ipv4(netpcb.pointee.remote)
+        guard socket.pointee.protocol == UInt16(header.protocol), local == 0 || local == header.source,
+            remote == 0 || remote == header.destination
+        else { continue }
+        let isFinal =
+            event.pointee.hard != 0
+            || (event.pointee.error == ALPS_EMSGSIZE && netpcb.pointee.flags & UInt8(ALPS_NETPCB_DF) != 0)
+        let isConnected = socket.pointee.state & ALPS_SS_CONNECTED != 0
+        guard socket.pointee.options & ALPS_SO_RECVERR != 0 || isFinal && isConnected else { continue }
+        let isWhole = netpcb.pointee.flags & UInt8(ALPS_NETPCB_HDRINCL) != 0
+        let cell = instance.services.socketCell
+        cell.ops(alps_socket_ops.self).pointee.report_error(
+            cell.instance, socket, event, isWhole ? 0 : event.pointee.transport_offset, 0)
     }
 }
 

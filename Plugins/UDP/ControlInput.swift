@@ -33,6 +33,13 @@ func udpControlInput(_ context: UnsafeMutableRawPointer, _ event: UnsafePointer<
         event.pointee.hard != 0
         || (event.pointee.error == ALPS_EMSGSIZE && netpcb.pointee.flags & UInt8(ALPS_NETPCB_DF) != 0)
     if wantsAll || (isFinal && block.pointee.isConnected) {
-        instance.sockets.pointee.set_error(instance.services.socketCell.instance, socket, event.pointee.error)
+        var port: UInt16 = 0
+        if let quoted = event.pointee.quoted {
+            instance.services.mbuf.pointee.copy_out(
+                instance.services.mbufCell.instance, quoted, event.pointee.transport_offset + 2, 2, &port)
+        }
+        instance.sockets.pointee.report_error(
+            instance.services.socketCell.instance, socket, event, event.pointee.transport_offset + 8,
+            UInt16(bigEndian: port))
     }
 }

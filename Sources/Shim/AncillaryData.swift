@@ -9,7 +9,7 @@ func giveAncillary(
     _ found: EntryPointer, _ message: UnsafeMutablePointer<msghdr>, _ header: inout alps_datagram_header
 ) {
     guard message.pointee.msg_control != nil, message.pointee.msg_controllen > 0 else {
-        if found.pointee.ancillary != 0 { message.pointee.msg_flags |= Int32(MSG_CTRUNC) }
+        if found.pointee.ancillary & ~Entry.errorQueue != 0 { message.pointee.msg_flags |= Int32(MSG_CTRUNC) }
         message.pointee.msg_controllen = 0
         return
     }
@@ -28,15 +28,7 @@ private func giveAncillaryData(
         message.pointee.msg_controllen = used
         return
     }
-    if asked & Entry.timestampNanoseconds != 0 {
-        var time = timespec(
-            tv_sec: Int(header.timestamp / 1_000_000_000), tv_nsec: Int(header.timestamp % 1_000_000_000))
-        appendControl(message, &used, SOL_SOCKET, SO_TIMESTAMPNS, &time, MemoryLayout<timespec>.size)
-    } else if asked & Entry.timestamp != 0 {
-        var time = timeval(
-            tv_sec: Int(header.timestamp / 1_000_000_000), tv_usec: Int(header.timestamp % 1_000_000_000 / 1000))
-        appendControl(message, &used, SOL_SOCKET, SO_TIMESTAMP, &time, MemoryLayout<timeval>.size)
-    }
+    giveTimestamp(found, message, &used, header.timestamp)
     if asked & Entry.packetInfo != 0 {
         var info = in_pktinfo()
         info.ipi_ifindex = Int32(bitPattern: header.ifindex)
@@ -53,6 +45,19 @@ private func giveAncillaryData(
         appendControl(message, &used, Int32(IPPROTO_IP), IP_TOS, &value, 1)
     }
     message.pointee.msg_controllen = used
+}
+
+/// The time in nanoseconds, as the program asked for it.
+func giveTimestamp(
+    _ found: EntryPointer, _ message: UnsafeMutablePointer<msghdr>, _ used: inout Int, _ timestamp: UInt64
+) {
+    if found.pointee.ancillary & Entry.timestampNanoseconds != 0 {
+        var time = timespec(tv_sec: Int(timestamp / 1_000_000_000), tv_nsec: Int(timestamp % 1_000_000_000))
+        appendControl(message, &used, SOL_SOCKET, SO_TIMESTAMPNS, &time, MemoryLayout<timespec>.size)
+    } else if found.pointee.ancillary & Entry.timestamp != 0 {
+        var time = timeval(tv_sec: Int(timestamp / 1_000_000_000), tv_usec: Int(timestamp % 1_000_000_000 / 1000))
+        appendControl(message, &used, SOL_SOCKET, SO_TIMESTAMP, &time, MemoryLayout<timeval>.size)
+    }
 }
 
 /// A socket that was inherited: what its maker asked for is the host's knowledge.
@@ -73,6 +78,10 @@ private func learnAncillary(_ found: EntryPointer) {
     if isSet(Int32(IPPROTO_IP), IP_PKTINFO) { asked |= Entry.packetInfo }
     if isSet(Int32(IPPROTO_IP), IP_RECVTTL) { asked |= Entry.timeToLive }
     if isSet(Int32(IPPROTO_IP), IP_RECVTOS) { asked |= Entry.typeOfService }
+    if isSet(Int32(IPPROTO_IP), IP_RECVERR) {
+        asked |= Entry.errorQueue
+        datagramErrors.mayCome = true
+    }
     if isSet(SOL_SOCKET, SO_TIMESTAMP) { asked |= Entry.timestamp }
     if isSet(SOL_SOCKET, SO_TIMESTAMPNS) { asked |= Entry.timestampNanoseconds }
     found.pointee.ancillary = asked
@@ -88,7 +97,11 @@ func noteAncillary(_ found: EntryPointer, _ level: Int32, _ name: Int32, on: Boo
     } else if level == Int32(IPPROTO_IP) {
         bit =
             name == IP_PKTINFO
-            ? Entry.packetInfo : name == IP_RECVTTL ? Entry.timeToLive : name == IP_RECVTOS ? Entry.typeOfService : 0
+            ? Entry.packetInfo
+            : name == IP_RECVTTL
+                ? Entry.timeToLive
+                : name == IP_RECVTOS ? Entry.typeOfService : name == IP_RECVERR ? Entry.errorQueue : 0
+        if bit == Entry.errorQueue, on { datagramErrors.mayCome = true }
     } else {
         bit = 0
     }

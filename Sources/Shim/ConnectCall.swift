@@ -136,6 +136,7 @@ private func connectDatagram(_ descriptor: Int32, _ found: EntryPointer, _ targe
     let reply = ask(ALPS_OP_CONNECT, about: found, &request, MemoryLayout<alps_connect_request>.size)
     guard reply.error == 0 else { return fail(controlError(reply.error)) }
     found.pointee.kind = .connectedDatagram
+    datagramErrors.mayCome = true
     found.pointee.peerAddress = target.address
     found.pointee.peerPort = target.port
     dropQueued(descriptor, withHeader: true)

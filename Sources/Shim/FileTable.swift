@@ -62,6 +62,7 @@ struct Entry {
     static var typeOfService: UInt8 { 4 }
     static var timestamp: UInt8 { 8 }
     static var timestampNanoseconds: UInt8 { 16 }
+    static var errorQueue: UInt8 { 32 }
     static var credentials: UInt8 { 64 }
 
     var isDatagram: Bool { kind == .datagram || kind == .connectedDatagram }
@@ -178,6 +179,7 @@ func register(_ descriptor: Int32, _ info: alps_socket_info, fresh: Bool) -> Ent
         }
     } else {
         new.kind = UInt32(info.flags) & ALPS_INFO_CONNECTED != 0 ? .connectedDatagram : .datagram
+        if new.kind == .connectedDatagram { datagramErrors.mayCome = true }
     }
     if fresh { new.state = Entry.ancillaryKnown }
     found.pointee = new

@@ -37,6 +37,13 @@ struct RealFunctions {
     var ioctl: (@convention(c) (Int32, UInt, UnsafeMutableRawPointer?) -> Int32)? = nil
     var fcntl: (@convention(c) (Int32, Int32, Int) -> Int32)? = nil
 
+    var poll: (@convention(c) (UnsafeMutablePointer<pollfd>?, UInt, Int32) -> Int32)? = nil
+    var ppoll:
+        (
+            @convention(c) (
+                UnsafeMutablePointer<pollfd>?, UInt, UnsafePointer<timespec>?, UnsafeRawPointer?
+            ) -> Int32
+        )? = nil
     var close: (@convention(c) (Int32) -> Int32)? = nil
     var socketpair: (@convention(c) (Int32, Int32, Int32, UnsafeMutablePointer<Int32>?) -> Int32)? = nil
     var pipe2: (@convention(c) (UnsafeMutablePointer<Int32>?, Int32) -> Int32)? = nil
@@ -151,6 +158,8 @@ func findRealFunctions() {
     found.sockatmark = next("sockatmark", type(of: found.sockatmark))
     found.ioctl = next("ioctl", type(of: found.ioctl))
     found.fcntl = next("fcntl", type(of: found.fcntl))
+    found.poll = next("poll", type(of: found.poll))
+    found.ppoll = next("ppoll", type(of: found.ppoll))
     found.close = next("close", type(of: found.close))
     found.socketpair = next("socketpair", type(of: found.socketpair))
     found.pipe2 = next("pipe2", type(of: found.pipe2))

@@ -171,6 +171,19 @@ enum ClientRequests {
                 return session.reply(frame, error: EAGAIN)
             }
             session.reply(frame, bytes(event))
+        case UInt32(ALPS_OP_PEEK_EVENT):
+            guard let event = (socket.channel as? InBandDatagramChannel)?.nextEvent else {
+                return session.reply(frame, error: EAGAIN)
+            }
+            session.reply(frame, bytes(event))
+        case UInt32(ALPS_OP_TAKE_ERROR):
+            guard let (error, left) = socket.takeQueuedError() else { return session.reply(frame, error: EAGAIN) }
+            let record = alps_socket_error(
+                error: error.error, origin: error.origin.rawValue, type: error.type, code: error.code, reserved: 0,
+                info: error.mtu, left: UInt32(left), offender: clientAddress(error.offender),
+                destination: clientAddress(error.destination), timestamp: error.timestamp)
+            session.reply(frame, bytes(record) + error.payload)
+            socket.markDirty()
         case UInt32(ALPS_OP_SEND_DATAGRAM):
             guard let channel = socket.channel as? InBandDatagramChannel else { return session.reply(frame, error: EOPNOTSUPP) }
             session.reply(frame, error: payload.withUnsafeBytes { channel.sendOne($0) })

@@ -84,6 +84,7 @@ final class InBandDatagramChannel: Channel {
         }
         if heldAny || socket.isCorked { return hold(payload, destination) }
         let status = header.map { send(payload, to: destination, as: $0) } ?? send(payload, to: destination)
+        if status == EMSGSIZE { socket.queueTooLong(payload, to: destination) }
         if status != 0, status != ENOBUFS { fail(status) }
     }
 
@@ -243,6 +244,12 @@ final class InBandDatagramChannel: Channel {
                 return sent >= 0 || errno != EAGAIN
             }
         }
+    }
+
+    /// What the oldest message of no bytes stands for, nil if that has passed.
+    var nextEvent: alps_datagram_event? {
+        guard let event = events.first, event.error == 0 || socket.pendingError != 0 else { return nil }
+        return event
     }
 
     /// What the oldest message of no bytes stood for.

@@ -234,6 +234,9 @@ package final class ProtocolSwitch {
     }
 
     fileprivate func control(_ protocolNumber: UInt8, _ event: UnsafeMutablePointer<alps_ctl_event>) -> Int32 {
+        for entry in entries where entry.isRaw && entry.domain == Int32(event.pointee.family) {
+            entry.sw.pointee.ctlinput?(entry.instancePointer, event)
+        }
         let taker = takers[Self.slot(event.pointee.family, protocolNumber)]
         guard let sw = taker.sw, let instance = taker.instance, let quoted = event.pointee.quoted else {
             return Int32(ALPS_ENOENT)

@@ -102,6 +102,8 @@ package final class Socket {
     /// SO_SNDBUF, SO_RCVBUF have been set: the sizes are the application's business.
     var isSendSizeChosen = false
     var isReceiveSizeChosen: Bool { raw.pointee.options & ALPS_SO_RCVBUF_CHOSEN != 0 }
+    /// Error messages about what was sent, kept for a program that asked for them (IP_RECVERR).
+    var errors = ErrorQueue()
     /// Streams: the urgent byte.
     var urgent = UrgentByte()
 

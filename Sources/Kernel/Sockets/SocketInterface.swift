@@ -9,7 +9,7 @@ enum SocketInterface {
             cant_receive_more: cannotReceiveMore, set_error: setError, has_oob: hasUrgent, detached: detached,
             new_connection: newConnection, send_data: sendData, send_drop: sendDrop, receive_place: receivePlace,
             receive_advance: receiveAdvance, receive_datagram: receiveDatagram, receive_space: receiveSpace,
-            grow: grow)
+            grow: grow, report_error: reportError)
     }
 }
 
@@ -56,6 +56,16 @@ private func cannotReceiveMore(_: UnsafeMutableRawPointer, _ so: RawSocket) {
 private func setError(_: UnsafeMutableRawPointer, _ so: RawSocket, _ error: Int32) {
     so.pointee.error = error
     withSocket(so) { $0.markDirty() }
+}
+
+private func reportError(
+    _: UnsafeMutableRawPointer, _ so: RawSocket, _ event: UnsafePointer<alps_ctl_event>, _ payload: UInt32, _ port: UInt16
+) {
+    so.pointee.error = event.pointee.error
+    withSocket(so) {
+        if so.pointee.options & ALPS_SO_RECVERR != 0 { $0.queueError(event.pointee, payload: Int(payload), port: port) }
+        $0.markDirty()
+    }
 }
 
 private func hasUrgent(_: UnsafeMutableRawPointer, _ so: RawSocket, _ mark: UInt64, _ byte: Int32) {

@@ -72,6 +72,8 @@
 #define ALPS_OP_UNCONNECT 20u   ///< datagram socket: forget the peer -> -
 #define ALPS_OP_SEND_DATAGRAM 40u ///< alps_datagram_header, payload -> -. For a connected datagram socket, whose messages have
                                 ///< no header: another destination (family 0: the peer), TTL, TOS, source
+#define ALPS_OP_TAKE_ERROR 41u  ///< - -> alps_socket_error, quoted bytes: the oldest error message (MSG_ERRQUEUE); EAGAIN none
+#define ALPS_OP_PEEK_EVENT 42u  ///< - -> alps_datagram_event: what TAKE_EVENT would give, left where it is; EAGAIN nothing
 #define ALPS_OP_PROC_NET 21u    ///< name of a file of /proc/net ("dev", "route", "arp", "tcp", ...) -> its text as Linux has it; ENOENT
 
 /// In front of everything on a session. 40 bytes.
@@ -189,6 +191,18 @@ typedef struct alps_datagram_event {
     uint32_t reserved;
     alps_client_sockaddr address;
 } alps_datagram_event;
+
+/// An error message about something a socket has sent (IP_RECVERR).
+typedef struct alps_socket_error {
+    int32_t error;
+    uint8_t origin, type, code, reserved;  ///< as in Linux' sock_extended_err
+    uint32_t info;                         ///< with EMSGSIZE: the largest packet that would have passed
+    uint32_t left;                         ///< error messages that still wait
+    alps_client_sockaddr offender;         ///< who sent the message; family 0: the stack itself
+    alps_client_sockaddr destination;      ///< where the packet was going
+    uint64_t timestamp;                    ///< wall clock, ns
+} alps_socket_error;
+_Static_assert(sizeof(alps_socket_error) == 72, "layout");
 
 typedef struct alps_interface_record {
     char name[16];

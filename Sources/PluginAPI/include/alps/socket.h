@@ -13,6 +13,8 @@
 
 ALPS_BEGIN
 
+struct alps_ctl_event;  // protosw.h
+
 #define ALPS_SOCK_STREAM 1
 #define ALPS_SOCK_DGRAM 2
 #define ALPS_SOCK_RAW 3
@@ -137,6 +139,11 @@ typedef struct alps_socket_ops {
     /// the path take more. A size that the application has set stays. Returns the limit now in force, never less than
     /// before.
     uint32_t (*grow)(void *self, alps_socket *so, int32_t is_send, uint32_t bytes);
+    /// [net] As set_error, for an error message about something this socket has sent. With ALPS_SO_RECVERR the message is
+    /// kept for the application as well: what it says, and the quoted bytes from `payload` on (counted from
+    /// event->quoted->data), which are the application's own. `port`: where the packet went to, 0 if the protocol
+    /// has no ports.
+    void (*report_error)(void *self, alps_socket *so, const struct alps_ctl_event *event, uint32_t payload, uint16_t port);
 } alps_socket_ops;
 
 ALPS_END

@@ -14,7 +14,7 @@ struct Alps: ParsableCommand {
               alps netstat
               alps down
 
-            `alps up` needs root (it makes a tap interface). The stack has address 10.11.12.13, the kernel's side of
+            `alps up` needs root (it makes a tap interface). The stack has address 10.11.12.13, the kernel's side of \
             the tap 10.11.12.1. `alps host` does the same in the foreground with everything settable.
             """,
         version: HostVersion.text,

@@ -10,11 +10,11 @@ struct HostCommand: ParsableCommand {
         commandName: "host",
         abstract: "Run a stack in the foreground.",
         discussion: """
-            Brings up lo0 and the interfaces named, loads the protocol plugins, and serves clients until SIGTERM or
+            Brings up lo0 and the interfaces named, loads the protocol plugins, and serves clients until SIGTERM or \
             SIGINT; then removes what it made.
 
               alps host --interface tap:tap0 --address 10.11.12.13/24 --gateway 10.11.12.1
-              alps host --interface tap:tap0 --address 10.11.12.13/24 --gateway 10.11.12.1 \\
+              alps host --address 10.11.12.13/24 --gateway 10.11.12.1 \\
                   --link "loss 5% delay 5ms" --capture /tmp/tap0.pcapng
 
             The kernel's side of the tap gets the --gateway address, so that programs outside the stack can talk to it.

@@ -7,7 +7,7 @@ struct NetstatCommand: ParsableCommand {
         commandName: "netstat",
         abstract: "Show sockets, interfaces (-i), statistics (-s) or routes (-r) of a stack.",
         discussion: """
-            The INSTANCE column tells which plugin instance a socket belongs to: after `alps plugin swap tcp PATH`, old
+            The INSTANCE column tells which plugin instance a socket belongs to: after `alps plugin swap tcp PATH`, old \
             connections stay in the old one until they end.
             """)
 

@@ -8,8 +8,8 @@ struct OptionsCommand: ParsableCommand {
         commandName: "options",
         abstract: "Say which socket options and requests the stack has, and which it refuses.",
         discussion: """
-            Every option that Linux has for TCP, UDP and raw IPv4 sockets, every request of ioctl(2) for sockets and
-            interfaces, and what is done with it: acts (as on Linux), told (can be read), kept (taken and told back, no
+            Every option that Linux has for TCP, UDP and raw IPv4 sockets, every request of ioctl(2) for sockets and \
+            interfaces, and what is done with it: acts (as on Linux), told (can be read), kept (taken and told back, no \
             effect), ignored (taken), refused (with the error).
             """)
 

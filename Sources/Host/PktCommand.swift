@@ -17,8 +17,8 @@ struct PktCommand: ParsableCommand {
                   alps pkt run --tap --jobs 4 tests
                   alps pkt run --plugin tcp=./libalps-tcp.so handshake.pkt
 
-                No root, no tun device, no waiting: a script of minutes takes milliseconds. A directory stands for all
-                .pkt files in it. packetdrill's own options may be given as --name=value (--mtu=1500,
+                No root, no tun device, no waiting: a script of minutes takes milliseconds. A directory stands for all \
+                .pkt files in it. packetdrill's own options may be given as --name=value (--mtu=1500, \
                 --tolerance_usecs=10000 and so on); docs/packet-scripts.md tells what is supported.
 
                 Exit status: 0 all scripts passed, 1 one has failed, 2 none has failed but one could not be run.

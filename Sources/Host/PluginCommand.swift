@@ -70,7 +70,7 @@ struct PluginCommand: ParsableCommand {
         static let configuration = CommandConfiguration(
             abstract: "Check plugin files without running any of their code.",
             discussion: """
-                Looks at the note, the ABI version, what the library exports, imports and needs, and at global variables.
+                Looks at the note, the ABI version, what the library exports, imports and needs, and at global variables. \
                 Exit status 1 if a file would be refused, or does what a plugin should not.
                 """)
         @Argument(help: "Shared libraries.") var paths: [String]
@@ -135,7 +135,7 @@ struct PluginCommand: ParsableCommand {
         static let configuration = CommandConfiguration(
             abstract: "Replace a running plugin by another build of it.",
             discussion: """
-                Connections that are open go on in the old instance; new ones, and all listeners, belong to the new one.
+                Connections that are open go on in the old instance; new ones, and all listeners, belong to the new one. \
                 The old library is unmapped when its last connection ends.
                 """)
         @Argument(help: "Name, e.g. tcp.") var plugin: String

@@ -25,7 +25,7 @@ struct RouteCommand: ParsableCommand {
         static let configuration = CommandConfiguration(
             abstract: "List all routes.",
             discussion: """
-                Flags as BSD's: U up, G gateway, H host, S static, C connected, L local, b broadcast, D made by a redirect,
+                Flags as BSD's: U up, G gateway, H host, S static, C connected, L local, b broadcast, D made by a redirect, \
                 W cloned to carry a path MTU, R reject.
                 """)
         @OptionGroup var stack: StackOptions

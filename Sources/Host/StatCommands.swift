@@ -7,7 +7,7 @@ struct StatCommand: ParsableCommand {
         commandName: "stat",
         abstract: "Show what a stack has in use: mbufs, clusters, callouts, sockets, entries, descriptors, sessions.",
         discussion: """
-            IN USE is the present number, PEAK the highest so far, FAILED how often there was none to be had. A stack
+            IN USE is the present number, PEAK the highest so far, FAILED how often there was none to be had. A stack \
             whose clients have all gone has no sockets, no mbufs and no sessions in use.
             """)
 

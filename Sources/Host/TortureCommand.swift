@@ -13,12 +13,12 @@ struct TortureCommand: ParsableCommand {
               alps torture --seed 1234 --verbose
               alps torture --seeds 100000 --first 50000 --jobs 8 --json > report.jsonl
 
-            A seed stands for a network of two to four kernels, what its links do
-            to packets, the settings of each kernel, and what the applications at
-            both ends of up to eight connections do. The same seed gives the same
-            run, packet for packet. After each run every byte must have arrived in
-            order, both sides must have ended without an error, and nothing may be
-            left of it in any kernel; on the wire every sender must keep to the
+            A seed stands for a network of two to four kernels, what its links do \
+            to packets, the settings of each kernel, and what the applications at \
+            both ends of up to eight connections do. The same seed gives the same \
+            run, packet for packet. After each run every byte must have arrived in \
+            order, both sides must have ended without an error, and nothing may be \
+            left of it in any kernel; on the wire every sender must keep to the \
             bounds of RFC 5681, 6298 and 9293. docs/torture.md tells all of them.
 
             A seed that fails is printed with what has failed; `--seed S --verbose` shows its plan and all its packets.

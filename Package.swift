@@ -51,8 +51,9 @@ let package = Package(
         .target(name: "ShimEntry", dependencies: ["ClientAPI", "CLibc"], path: "Sources/ShimEntry"),
         .target(
             name: "Shim", dependencies: ["ClientAPI", "CLibc", "ShimEntry"], path: "Sources/Shim",
-            exclude: ["exports.map"], swiftSettings: embedded(),
-            linkerSettings: versionScript("Sources/Shim/exports.map")),
+            exclude: ["exports.map", "names.ld"], swiftSettings: embedded(),
+            linkerSettings: versionScript("Sources/Shim/exports.map")
+                + [.unsafeFlags(["-Xlinker", "\(root)/Sources/Shim/names.ld"])]),
         // Host side.
         .systemLibrary(name: "CFFI", path: "Sources/CFFI", pkgConfig: "libffi", providers: [.apt(["libffi-dev"])]),
         .target(name: "FiberSwitch", path: "Sources/FiberSwitch"),

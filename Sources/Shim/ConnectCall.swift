@@ -1,7 +1,7 @@
 import CLibc
 import ClientAPI
 
-@c(connect)
+@c(alps_entry_connect)
 public func shimConnect(_ descriptor: Int32, _ address: UnsafeRawPointer?, _ length: socklen_t) -> Int32 {
     ensureReady()
     guard let found = stackSocket(descriptor) else {
@@ -23,7 +23,7 @@ public func shimConnect(_ descriptor: Int32, _ address: UnsafeRawPointer?, _ len
         ? connectDatagram(descriptor, found, target) : connectStream(descriptor, found, target)
 }
 
-@c(__connect)
+@c(alps_entry___connect)
 public func shimUnderscoredConnect(_ descriptor: Int32, _ address: UnsafeRawPointer?, _ length: socklen_t) -> Int32 {
     shimConnect(descriptor, address, length)
 }

@@ -36,7 +36,7 @@ public func shimIoctl(_ descriptor: Int32, _ command: UInt, _ argument: UnsafeMu
     }
 }
 
-@c(sockatmark)
+@c(alps_entry_sockatmark)
 public func shimSockatmark(_ descriptor: Int32) -> Int32 {
     ensureReady()
     guard stackSocket(descriptor) != nil else { return real.sockatmark.unsafelyUnwrapped(descriptor) }

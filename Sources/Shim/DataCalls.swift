@@ -18,7 +18,7 @@ func socketKind(_ descriptor: Int32) -> Kind {
 
 // MARK: - read
 
-@c(read)
+@c(alps_entry_read)
 public func shimRead(_ descriptor: Int32, _ buffer: UnsafeMutableRawPointer?, _ count: Int) -> Int {
     ensureReady()
     switch kind(of: descriptor) {
@@ -40,12 +40,12 @@ public func shimRead(_ descriptor: Int32, _ buffer: UnsafeMutableRawPointer?, _ 
     }
 }
 
-@c(__read)
+@c(alps_entry___read)
 public func shimUnderscoredRead(_ descriptor: Int32, _ buffer: UnsafeMutableRawPointer?, _ count: Int) -> Int {
     shimRead(descriptor, buffer, count)
 }
 
-@c(__read_chk)
+@c(alps_entry___read_chk)
 public func shimReadChecked(
     _ descriptor: Int32, _ buffer: UnsafeMutableRawPointer?, _ count: Int, _ capacity: Int
 ) -> Int {
@@ -53,7 +53,7 @@ public func shimReadChecked(
     return shimRead(descriptor, buffer, count)
 }
 
-@c(readv)
+@c(alps_entry_readv)
 public func shimReadv(_ descriptor: Int32, _ vector: UnsafePointer<iovec>?, _ count: Int32) -> Int {
     ensureReady()
     switch kind(of: descriptor) {
@@ -97,19 +97,19 @@ private func stripInherited(_ descriptor: Int32, _ buffer: UnsafeMutableRawPoint
 
 // MARK: - recv
 
-@c(recv)
+@c(alps_entry_recv)
 public func shimRecv(_ descriptor: Int32, _ buffer: UnsafeMutableRawPointer?, _ count: Int, _ flags: Int32) -> Int {
     shimRecvfrom(descriptor, buffer, count, flags, nil, nil)
 }
 
-@c(__recv)
+@c(alps_entry___recv)
 public func shimUnderscoredRecv(
     _ descriptor: Int32, _ buffer: UnsafeMutableRawPointer?, _ count: Int, _ flags: Int32
 ) -> Int {
     shimRecvfrom(descriptor, buffer, count, flags, nil, nil)
 }
 
-@c(__recv_chk)
+@c(alps_entry___recv_chk)
 public func shimRecvChecked(
     _ descriptor: Int32, _ buffer: UnsafeMutableRawPointer?, _ count: Int, _ capacity: Int, _ flags: Int32
 ) -> Int {
@@ -117,7 +117,7 @@ public func shimRecvChecked(
     return shimRecvfrom(descriptor, buffer, count, flags, nil, nil)
 }
 
-@c(recvfrom)
+@c(alps_entry_recvfrom)
 public func shimRecvfrom(
     _ descriptor: Int32, _ buffer: UnsafeMutableRawPointer?, _ count: Int, _ flags: Int32,
     _ address: UnsafeMutableRawPointer?, _ length: SocketLength?
@@ -146,7 +146,7 @@ public func shimRecvfrom(
     }
 }
 
-@c(__recvfrom_chk)
+@c(alps_entry___recvfrom_chk)
 public func shimRecvfromChecked(
     _ descriptor: Int32, _ buffer: UnsafeMutableRawPointer?, _ count: Int, _ capacity: Int, _ flags: Int32,
     _ address: UnsafeMutableRawPointer?, _ length: SocketLength?
@@ -155,7 +155,7 @@ public func shimRecvfromChecked(
     return shimRecvfrom(descriptor, buffer, count, flags, address, length)
 }
 
-@c(recvmsg)
+@c(alps_entry_recvmsg)
 public func shimRecvmsg(_ descriptor: Int32, _ message: UnsafeMutablePointer<msghdr>?, _ flags: Int32) -> Int {
     ensureReady()
     guard let message else { return real.recvmsg.unsafelyUnwrapped(descriptor, message, flags) }
@@ -188,7 +188,7 @@ public func shimRecvmsg(_ descriptor: Int32, _ message: UnsafeMutablePointer<msg
     }
 }
 
-@c(recvmmsg)
+@c(alps_entry_recvmmsg)
 public func shimRecvmmsg(
     _ descriptor: Int32, _ messages: UnsafeMutablePointer<mmsghdr>?, _ count: UInt32, _ flags: Int32,
     _ timeout: UnsafeMutablePointer<timespec>?
@@ -295,7 +295,7 @@ private func forgetPassed(_ message: UnsafeMutablePointer<msghdr>) {
 
 // MARK: - write
 
-@c(write)
+@c(alps_entry_write)
 public func shimWrite(_ descriptor: Int32, _ buffer: UnsafeRawPointer?, _ count: Int) -> Int {
     ensureReady()
     switch kind(of: descriptor) {
@@ -314,12 +314,12 @@ public func shimWrite(_ descriptor: Int32, _ buffer: UnsafeRawPointer?, _ count:
     }
 }
 
-@c(__write)
+@c(alps_entry___write)
 public func shimUnderscoredWrite(_ descriptor: Int32, _ buffer: UnsafeRawPointer?, _ count: Int) -> Int {
     shimWrite(descriptor, buffer, count)
 }
 
-@c(writev)
+@c(alps_entry_writev)
 public func shimWritev(_ descriptor: Int32, _ vector: UnsafePointer<iovec>?, _ count: Int32) -> Int {
     ensureReady()
     switch kind(of: descriptor) {
@@ -342,17 +342,17 @@ public func shimWritev(_ descriptor: Int32, _ vector: UnsafePointer<iovec>?, _ c
     }
 }
 
-@c(send)
+@c(alps_entry_send)
 public func shimSend(_ descriptor: Int32, _ buffer: UnsafeRawPointer?, _ count: Int, _ flags: Int32) -> Int {
     shimSendto(descriptor, buffer, count, flags, nil, 0)
 }
 
-@c(__send)
+@c(alps_entry___send)
 public func shimUnderscoredSend(_ descriptor: Int32, _ buffer: UnsafeRawPointer?, _ count: Int, _ flags: Int32) -> Int {
     shimSendto(descriptor, buffer, count, flags, nil, 0)
 }
 
-@c(sendto)
+@c(alps_entry_sendto)
 public func shimSendto(
     _ descriptor: Int32, _ buffer: UnsafeRawPointer?, _ count: Int, _ flags: Int32, _ address: UnsafeRawPointer?,
     _ length: socklen_t
@@ -385,7 +385,7 @@ public func shimSendto(
     }
 }
 
-@c(sendmsg)
+@c(alps_entry_sendmsg)
 public func shimSendmsg(_ descriptor: Int32, _ message: UnsafePointer<msghdr>?, _ flags: Int32) -> Int {
     ensureReady()
     guard let message else { return real.sendmsg.unsafelyUnwrapped(descriptor, message, flags) }
@@ -414,7 +414,7 @@ public func shimSendmsg(_ descriptor: Int32, _ message: UnsafePointer<msghdr>?, 
     }
 }
 
-@c(sendmmsg)
+@c(alps_entry_sendmmsg)
 public func shimSendmmsg(
     _ descriptor: Int32, _ messages: UnsafeMutablePointer<mmsghdr>?, _ count: UInt32, _ flags: Int32
 ) -> Int32 {
@@ -433,7 +433,7 @@ public func shimSendmmsg(
     return done > 0 ? Int32(done) : count == 0 ? 0 : -1
 }
 
-@c(__sendmmsg)
+@c(alps_entry___sendmmsg)
 public func shimUnderscoredSendmmsg(
     _ descriptor: Int32, _ messages: UnsafeMutablePointer<mmsghdr>?, _ count: UInt32, _ flags: Int32
 ) -> Int32 {

@@ -5,7 +5,7 @@ import ShimEntry
 // close, dup and fcntl: the kernel does the work, the table follows. The session's and the doorway's descriptors are not
 // there for the program: closing all descriptors, as daemons do, must not cut it off.
 
-@c(close)
+@c(alps_entry_close)
 public func shimClose(_ descriptor: Int32) -> Int32 {
     ensureReady()
     switch kind(of: descriptor) {
@@ -30,10 +30,10 @@ public func forgetDescriptor(_ descriptor: Int32) {
     if kind(of: descriptor) != .hidden { clearEntry(descriptor) }
 }
 
-@c(__close)
+@c(alps_entry___close)
 public func shimUnderscoredClose(_ descriptor: Int32) -> Int32 { shimClose(descriptor) }
 
-@c(close_range)
+@c(alps_entry_close_range)
 public func shimCloseRange(_ first: UInt32, _ last: UInt32, _ flags: Int32) -> Int32 {
     ensureReady()
     guard activation.active, first <= last else { return real.closeRange.unsafelyUnwrapped(first, last, flags) }
@@ -50,7 +50,7 @@ public func shimCloseRange(_ first: UInt32, _ last: UInt32, _ flags: Int32) -> I
     return result
 }
 
-@c(closefrom)
+@c(alps_entry_closefrom)
 public func shimClosefrom(_ first: Int32) {
     ensureReady()
     guard activation.active, shimCloseRange(UInt32(max(first, 0)), UInt32.max, 0) == 0 else {
@@ -84,7 +84,7 @@ private func closePiece(
 
 // MARK: - dup
 
-@c(dup)
+@c(alps_entry_dup)
 public func shimDup(_ descriptor: Int32) -> Int32 {
     ensureReady()
     if kind(of: descriptor) == .hidden, isHidden(descriptor) { return fail(EBADF) }
@@ -93,7 +93,7 @@ public func shimDup(_ descriptor: Int32) -> Int32 {
     return new
 }
 
-@c(dup2)
+@c(alps_entry_dup2)
 public func shimDup2(_ descriptor: Int32, _ target: Int32) -> Int32 {
     ensureReady()
     guard descriptor != target else { return real.dup2.unsafelyUnwrapped(descriptor, target) }
@@ -103,10 +103,10 @@ public func shimDup2(_ descriptor: Int32, _ target: Int32) -> Int32 {
     return new
 }
 
-@c(__dup2)
+@c(alps_entry___dup2)
 public func shimUnderscoredDup2(_ descriptor: Int32, _ target: Int32) -> Int32 { shimDup2(descriptor, target) }
 
-@c(dup3)
+@c(alps_entry_dup3)
 public func shimDup3(_ descriptor: Int32, _ target: Int32, _ flags: Int32) -> Int32 {
     ensureReady()
     guard makeRoom(descriptor, target) else { return -1 }

@@ -18,7 +18,7 @@ private var dataOffset: Int {
     #endif
 }
 
-@c(epoll_ctl)
+@c(alps_entry_epoll_ctl)
 public func shimEpollControl(
     _ epoll: Int32, _ operation: Int32, _ descriptor: Int32, _ event: UnsafeMutableRawPointer?
 ) -> Int32 {

@@ -92,7 +92,7 @@ private func isTokenNext(_ descriptor: Int32) -> Bool {
 
 // MARK: - poll
 
-@c(poll)
+@c(alps_entry_poll)
 public func shimPoll(_ entries: UnsafeMutablePointer<pollfd>?, _ count: UInt, _ timeout: Int32) -> Int32 {
     ensureReady()
     var result = real.poll.unsafelyUnwrapped(entries, count, timeout)
@@ -105,12 +105,12 @@ public func shimPoll(_ entries: UnsafeMutablePointer<pollfd>?, _ count: UInt, _ 
     return result
 }
 
-@c(__poll)
+@c(alps_entry___poll)
 public func shimUnderscoredPoll(_ entries: UnsafeMutablePointer<pollfd>?, _ count: UInt, _ timeout: Int32) -> Int32 {
     shimPoll(entries, count, timeout)
 }
 
-@c(__poll_chk)
+@c(alps_entry___poll_chk)
 public func shimPollChecked(
     _ entries: UnsafeMutablePointer<pollfd>?, _ count: UInt, _ timeout: Int32, _ capacity: Int
 ) -> Int32 {
@@ -118,7 +118,7 @@ public func shimPollChecked(
     return shimPoll(entries, count, timeout)
 }
 
-@c(ppoll)
+@c(alps_entry_ppoll)
 public func shimPpoll(
     _ entries: UnsafeMutablePointer<pollfd>?, _ count: UInt, _ timeout: UnsafePointer<timespec>?,
     _ mask: UnsafeRawPointer?
@@ -133,7 +133,7 @@ public func shimPpoll(
     return result
 }
 
-@c(__ppoll_chk)
+@c(alps_entry___ppoll_chk)
 public func shimPpollChecked(
     _ entries: UnsafeMutablePointer<pollfd>?, _ count: UInt, _ timeout: UnsafePointer<timespec>?,
     _ mask: UnsafeRawPointer?, _ capacity: Int

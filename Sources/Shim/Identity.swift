@@ -4,25 +4,25 @@ import ShimEntry
 // The host knows a process by the user who opened its session. When the process becomes another one, its session must not go
 // on being the old one's: the next request opens a new one.
 
-@c(setuid)
+@c(alps_entry_setuid)
 public func shimSetuid(_ user: uid_t) -> Int32 {
     ensureReady()
     return changed(real.setuid.unsafelyUnwrapped(user))
 }
 
-@c(seteuid)
+@c(alps_entry_seteuid)
 public func shimSeteuid(_ user: uid_t) -> Int32 {
     ensureReady()
     return changed(real.seteuid.unsafelyUnwrapped(user))
 }
 
-@c(setreuid)
+@c(alps_entry_setreuid)
 public func shimSetreuid(_ user: uid_t, _ effective: uid_t) -> Int32 {
     ensureReady()
     return changed(real.setreuid.unsafelyUnwrapped(user, effective))
 }
 
-@c(setresuid)
+@c(alps_entry_setresuid)
 public func shimSetresuid(_ user: uid_t, _ effective: uid_t, _ saved: uid_t) -> Int32 {
     ensureReady()
     return changed(real.setresuid.unsafelyUnwrapped(user, effective, saved))

@@ -47,7 +47,7 @@ private func copyName(_ record: inout alps_interface_record, to target: UnsafeMu
 
 // MARK: - names and numbers
 
-@c(if_nametoindex)
+@c(alps_entry_if_nametoindex)
 public func shimIfNametoindex(_ name: UnsafePointer<CChar>?) -> UInt32 {
     ensureReady()
     guard activation.active, let name else { return real.if_nametoindex.unsafelyUnwrapped(name) }
@@ -66,7 +66,7 @@ public func shimIfNametoindex(_ name: UnsafePointer<CChar>?) -> UInt32 {
     return index
 }
 
-@c(if_indextoname)
+@c(alps_entry_if_indextoname)
 public func shimIfIndextoname(_ index: UInt32, _ name: UnsafeMutablePointer<CChar>?) -> UnsafeMutablePointer<CChar>? {
     ensureReady()
     guard activation.active, let name else { return real.if_indextoname.unsafelyUnwrapped(index, name) }
@@ -82,7 +82,7 @@ public func shimIfIndextoname(_ index: UInt32, _ name: UnsafeMutablePointer<CCha
 }
 
 /// The answer is freed by libc's if_freenameindex: an array, and each name, from malloc.
-@c(if_nameindex)
+@c(alps_entry_if_nameindex)
 public func shimIfNameindex() -> UnsafeMutableRawPointer? {
     ensureReady()
     guard activation.active else { return real.if_nameindex.unsafelyUnwrapped() }
@@ -120,7 +120,7 @@ private struct InterfaceAddresses {
 }
 
 /// One block of memory, as libc's: freeifaddrs() of either frees it.
-@c(getifaddrs)
+@c(alps_entry_getifaddrs)
 public func shimGetifaddrs(_ answer: UnsafeMutablePointer<UnsafeMutablePointer<ifaddrs>?>?) -> Int32 {
     ensureReady()
     guard activation.active, let answer else { return real.getifaddrs.unsafelyUnwrapped(answer) }
@@ -150,7 +150,7 @@ public func shimGetifaddrs(_ answer: UnsafeMutablePointer<UnsafeMutablePointer<i
     return asked ? 0 : -1
 }
 
-@c(freeifaddrs)
+@c(alps_entry_freeifaddrs)
 public func shimFreeifaddrs(_ list: UnsafeMutablePointer<ifaddrs>?) {
     free(list)
 }

@@ -4,19 +4,19 @@ import ShimEntry
 // A program that takes descriptors away from itself (RLIMIT_NOFILE 0, as sandboxes do) keeps the sockets it has. To ask
 // about them it needs a session, which it could not open any more: so it is opened before.
 
-@c(setrlimit)
+@c(alps_entry_setrlimit)
 public func shimSetrlimit(_ resource: UInt32, _ limit: UnsafePointer<rlimit>?) -> Int32 {
     ensureReady()
     prepareForLimit(resource, limit)
     return real.setrlimit.unsafelyUnwrapped(resource, limit)
 }
 
-@c(setrlimit64)
+@c(alps_entry_setrlimit64)
 public func shimSetrlimit64(_ resource: UInt32, _ limit: UnsafePointer<rlimit>?) -> Int32 {
     shimSetrlimit(resource, limit)
 }
 
-@c(prlimit)
+@c(alps_entry_prlimit)
 public func shimPrlimit(
     _ process: pid_t, _ resource: UInt32, _ limit: UnsafePointer<rlimit>?, _ old: UnsafeMutablePointer<rlimit>?
 ) -> Int32 {
@@ -25,7 +25,7 @@ public func shimPrlimit(
     return real.prlimit.unsafelyUnwrapped(process, resource, limit, old)
 }
 
-@c(prlimit64)
+@c(alps_entry_prlimit64)
 public func shimPrlimit64(
     _ process: pid_t, _ resource: UInt32, _ limit: UnsafePointer<rlimit>?, _ old: UnsafeMutablePointer<rlimit>?
 ) -> Int32 {

@@ -21,7 +21,7 @@ private func hints(_ given: UnsafePointer<addrinfo>?, numeric: Bool) -> addrinfo
     return hints
 }
 
-@c(getaddrinfo)
+@c(alps_entry_getaddrinfo)
 public func shimGetaddrinfo(
     _ node: UnsafePointer<CChar>?, _ service: UnsafePointer<CChar>?, _ given: UnsafePointer<addrinfo>?,
     _ answer: UnsafeMutablePointer<UnsafeMutablePointer<addrinfo>?>?
@@ -95,7 +95,7 @@ private func makeList(
 
 // MARK: - getnameinfo
 
-@c(getnameinfo)
+@c(alps_entry_getnameinfo)
 public func shimGetnameinfo(
     _ address: UnsafeRawPointer?, _ length: socklen_t, _ name: UnsafeMutablePointer<CChar>?, _ nameCapacity: socklen_t,
     _ service: UnsafeMutablePointer<CChar>?, _ serviceCapacity: socklen_t, _ flags: Int32
@@ -143,12 +143,12 @@ private func staticHost() -> UnsafeMutablePointer<StaticHost>? {
     return staticHostMemory?.assumingMemoryBound(to: StaticHost.self)
 }
 
-@c(gethostbyname)
+@c(alps_entry_gethostbyname)
 public func shimGethostbyname(_ name: UnsafePointer<CChar>?) -> UnsafeMutablePointer<hostent>? {
     shimGethostbyname2(name, AF_INET)
 }
 
-@c(gethostbyname2)
+@c(alps_entry_gethostbyname2)
 public func shimGethostbyname2(_ name: UnsafePointer<CChar>?, _ family: Int32) -> UnsafeMutablePointer<hostent>? {
     guard let memory = staticHost() else { return nil }
     var answer: UnsafeMutablePointer<hostent>?
@@ -161,7 +161,7 @@ public func shimGethostbyname2(_ name: UnsafePointer<CChar>?, _ family: Int32) -
     return answer
 }
 
-@c(gethostbyname_r)
+@c(alps_entry_gethostbyname_r)
 public func shimGethostbynameR(
     _ name: UnsafePointer<CChar>?, _ entry: UnsafeMutablePointer<hostent>?, _ buffer: UnsafeMutablePointer<CChar>?,
     _ capacity: Int, _ answer: UnsafeMutablePointer<UnsafeMutablePointer<hostent>?>?,
@@ -170,7 +170,7 @@ public func shimGethostbynameR(
     shimGethostbyname2R(name, AF_INET, entry, buffer, capacity, answer, error)
 }
 
-@c(gethostbyname2_r)
+@c(alps_entry_gethostbyname2_r)
 public func shimGethostbyname2R(
     _ name: UnsafePointer<CChar>?, _ family: Int32, _ entry: UnsafeMutablePointer<hostent>?,
     _ buffer: UnsafeMutablePointer<CChar>?, _ capacity: Int,
@@ -269,7 +269,7 @@ private func hostError(_ code: Int32) -> Int32 {
 
 // MARK: - gethostbyaddr
 
-@c(gethostbyaddr)
+@c(alps_entry_gethostbyaddr)
 public func shimGethostbyaddr(
     _ address: UnsafeRawPointer?, _ length: socklen_t, _ family: Int32
 ) -> UnsafeMutablePointer<hostent>? {
@@ -284,7 +284,7 @@ public func shimGethostbyaddr(
     return answer
 }
 
-@c(gethostbyaddr_r)
+@c(alps_entry_gethostbyaddr_r)
 public func shimGethostbyaddrR(
     _ address: UnsafeRawPointer?, _ length: socklen_t, _ family: Int32, _ entry: UnsafeMutablePointer<hostent>?,
     _ buffer: UnsafeMutablePointer<CChar>?, _ capacity: Int,

@@ -1,7 +1,7 @@
 import CLibc
 import ClientAPI
 
-@c(getsockopt)
+@c(alps_entry_getsockopt)
 public func shimGetsockopt(
     _ descriptor: Int32, _ level: Int32, _ name: Int32, _ value: UnsafeMutableRawPointer?, _ length: SocketLength?
 ) -> Int32 {
@@ -46,7 +46,7 @@ private func noteConnectOutcome(_ found: EntryPointer, _ error: Int32) {
     }
 }
 
-@c(setsockopt)
+@c(alps_entry_setsockopt)
 public func shimSetsockopt(
     _ descriptor: Int32, _ level: Int32, _ name: Int32, _ value: UnsafeRawPointer?, _ length: socklen_t
 ) -> Int32 {

@@ -17,7 +17,7 @@ public func shimOpenat(
     return descriptor
 }
 
-@c(fopen)
+@c(alps_entry_fopen)
 public func shimFopen(_ path: UnsafePointer<CChar>?, _ mode: UnsafePointer<CChar>?) -> UnsafeMutableRawPointer? {
     ensureReady()
     if let mode, mode[0] == 0x72 /* r */ {
@@ -27,7 +27,7 @@ public func shimFopen(_ path: UnsafePointer<CChar>?, _ mode: UnsafePointer<CChar
     return real.fopen.unsafelyUnwrapped(path, mode)
 }
 
-@c(fopen64)
+@c(alps_entry_fopen64)
 public func shimFopen64(_ path: UnsafePointer<CChar>?, _ mode: UnsafePointer<CChar>?) -> UnsafeMutableRawPointer? {
     shimFopen(path, mode)
 }

@@ -26,31 +26,31 @@ public func execvpeWithEnvironment(
     return result
 }
 
-@c(execve)
+@c(alps_entry_execve)
 public func shimExecve(
     _ path: UnsafePointer<CChar>?, _ arguments: StringVector?, _ environment: StringVector?
 ) -> Int32 {
     execveWithEnvironment(path, arguments, environment)
 }
 
-@c(execv)
+@c(alps_entry_execv)
 public func shimExecv(_ path: UnsafePointer<CChar>?, _ arguments: StringVector?) -> Int32 {
     execveWithEnvironment(path, arguments, currentEnvironment())
 }
 
-@c(execvp)
+@c(alps_entry_execvp)
 public func shimExecvp(_ file: UnsafePointer<CChar>?, _ arguments: StringVector?) -> Int32 {
     execvpeWithEnvironment(file, arguments, currentEnvironment())
 }
 
-@c(execvpe)
+@c(alps_entry_execvpe)
 public func shimExecvpe(
     _ file: UnsafePointer<CChar>?, _ arguments: StringVector?, _ environment: StringVector?
 ) -> Int32 {
     execvpeWithEnvironment(file, arguments, environment)
 }
 
-@c(posix_spawn)
+@c(alps_entry_posix_spawn)
 public func shimPosixSpawn(
     _ process: UnsafeMutablePointer<pid_t>?, _ path: UnsafePointer<CChar>?, _ actions: UnsafeRawPointer?,
     _ attributes: UnsafeRawPointer?, _ arguments: StringVector?, _ environment: StringVector?
@@ -62,7 +62,7 @@ public func shimPosixSpawn(
     return result
 }
 
-@c(posix_spawnp)
+@c(alps_entry_posix_spawnp)
 public func shimPosixSpawnp(
     _ process: UnsafeMutablePointer<pid_t>?, _ file: UnsafePointer<CChar>?, _ actions: UnsafeRawPointer?,
     _ attributes: UnsafeRawPointer?, _ arguments: StringVector?, _ environment: StringVector?
@@ -74,7 +74,7 @@ public func shimPosixSpawnp(
     return result
 }
 
-@c(fexecve)
+@c(alps_entry_fexecve)
 public func shimFexecve(
     _ descriptor: Int32, _ arguments: StringVector?, _ environment: StringVector?
 ) -> Int32 {
@@ -85,7 +85,7 @@ public func shimFexecve(
     return result
 }
 
-@c(execveat)
+@c(alps_entry_execveat)
 public func shimExecveat(
     _ directory: Int32, _ path: UnsafePointer<CChar>?, _ arguments: StringVector?, _ environment: StringVector?,
     _ flags: Int32

@@ -3,7 +3,7 @@ import ClientAPI
 
 // socket, bind, listen, accept, shutdown and names.
 
-@c(socket)
+@c(alps_entry_socket)
 public func shimSocket(_ domain: Int32, _ type: Int32, _ protocolNumber: Int32) -> Int32 {
     ensureReady()
     var isOurs = domain == AF_INET || domain == AF_INET6
@@ -28,7 +28,7 @@ public func shimSocket(_ domain: Int32, _ type: Int32, _ protocolNumber: Int32) 
     return descriptor
 }
 
-@c(__socket)
+@c(alps_entry___socket)
 public func shimUnderscoredSocket(_ domain: Int32, _ type: Int32, _ protocolNumber: Int32) -> Int32 {
     shimSocket(domain, type, protocolNumber)
 }
@@ -39,7 +39,7 @@ func known(_ descriptor: Int32) -> Int32 {
     return descriptor
 }
 
-@c(socketpair)
+@c(alps_entry_socketpair)
 public func shimSocketpair(
     _ domain: Int32, _ type: Int32, _ protocolNumber: Int32, _ pair: UnsafeMutablePointer<Int32>?
 ) -> Int32 {
@@ -52,13 +52,13 @@ public func shimSocketpair(
     return result
 }
 
-@c(pipe)
+@c(alps_entry_pipe)
 public func shimPipe(_ pair: UnsafeMutablePointer<Int32>?) -> Int32 { shimPipe2(pair, 0) }
 
-@c(__pipe)
+@c(alps_entry___pipe)
 public func shimUnderscoredPipe(_ pair: UnsafeMutablePointer<Int32>?) -> Int32 { shimPipe2(pair, 0) }
 
-@c(pipe2)
+@c(alps_entry_pipe2)
 public func shimPipe2(_ pair: UnsafeMutablePointer<Int32>?, _ flags: Int32) -> Int32 {
     ensureReady()
     let result = real.pipe2.unsafelyUnwrapped(pair, flags)
@@ -97,7 +97,7 @@ func applyCreationFlags(_ descriptor: Int32, _ type: Int32) {
     alps_set_errno(error)
 }
 
-@c(bind)
+@c(alps_entry_bind)
 public func shimBind(_ descriptor: Int32, _ address: UnsafeRawPointer?, _ length: socklen_t) -> Int32 {
     ensureReady()
     guard let found = stackSocket(descriptor) else {
@@ -124,7 +124,7 @@ public func shimBind(_ descriptor: Int32, _ address: UnsafeRawPointer?, _ length
     return result(reply)
 }
 
-@c(listen)
+@c(alps_entry_listen)
 public func shimListen(_ descriptor: Int32, _ backlog: Int32) -> Int32 {
     ensureReady()
     guard let found = stackSocket(descriptor) else { return real.listen.unsafelyUnwrapped(descriptor, backlog) }
@@ -137,14 +137,14 @@ public func shimListen(_ descriptor: Int32, _ backlog: Int32) -> Int32 {
     return result(reply)
 }
 
-@c(accept)
+@c(alps_entry_accept)
 public func shimAccept(_ descriptor: Int32, _ address: UnsafeMutableRawPointer?, _ length: SocketLength?) -> Int32 {
     shimAccept4(descriptor, address, length, 0)
 }
 
 /// A connection is one message on the listener's pair, with the new descriptor beside it: hand-out between processes,
 /// blocking, time-outs, signals and cancellation are the kernel's.
-@c(accept4)
+@c(alps_entry_accept4)
 public func shimAccept4(
     _ descriptor: Int32, _ address: UnsafeMutableRawPointer?, _ length: SocketLength?, _ flags: Int32
 ) -> Int32 {
@@ -205,7 +205,7 @@ public func shimAccept4(
     return accepted
 }
 
-@c(shutdown)
+@c(alps_entry_shutdown)
 public func shimShutdown(_ descriptor: Int32, _ how: Int32) -> Int32 {
     ensureReady()
     guard let found = stackSocket(descriptor) else { return real.shutdown.unsafelyUnwrapped(descriptor, how) }
@@ -221,7 +221,7 @@ public func shimShutdown(_ descriptor: Int32, _ how: Int32) -> Int32 {
     return result(reply)
 }
 
-@c(getsockname)
+@c(alps_entry_getsockname)
 public func shimGetsockname(_ descriptor: Int32, _ address: UnsafeMutableRawPointer?, _ length: SocketLength?) -> Int32
 {
     ensureReady()
@@ -231,7 +231,7 @@ public func shimGetsockname(_ descriptor: Int32, _ address: UnsafeMutableRawPoin
     return name(ALPS_OP_GETSOCKNAME, found, address, length)
 }
 
-@c(getpeername)
+@c(alps_entry_getpeername)
 public func shimGetpeername(_ descriptor: Int32, _ address: UnsafeMutableRawPointer?, _ length: SocketLength?) -> Int32
 {
     ensureReady()

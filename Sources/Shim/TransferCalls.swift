@@ -35,7 +35,7 @@ private func way(_ descriptor: Int32) -> Way {
 
 // MARK: - sendfile
 
-@c(sendfile)
+@c(alps_entry_sendfile)
 public func shimSendfile(
     _ target: Int32, _ source: Int32, _ offset: UnsafeMutablePointer<off_t>?, _ count: Int
 ) -> Int {
@@ -49,7 +49,7 @@ public func shimSendfile(
     }
 }
 
-@c(sendfile64)
+@c(alps_entry_sendfile64)
 public func shimSendfile64(
     _ target: Int32, _ source: Int32, _ offset: UnsafeMutablePointer<off_t>?, _ count: Int
 ) -> Int {
@@ -96,7 +96,7 @@ private func release(_ memory: UnsafeMutableRawPointer) {
 
 // MARK: - splice
 
-@c(splice)
+@c(alps_entry_splice)
 public func shimSplice(
     _ source: Int32, _ sourceOffset: UnsafeMutablePointer<off_t>?, _ target: Int32,
     _ targetOffset: UnsafeMutablePointer<off_t>?, _ count: Int, _ flags: UInt32
@@ -151,7 +151,7 @@ private func spliceToDatagrams(_ source: Int32, _ target: Int32, _ count: Int, _
 private var noWait: Int32 { 8 }  // RWF_NOWAIT
 
 /// With position -1 these are readv and writev with flags; with any other a socket gives ESPIPE.
-@c(preadv2)
+@c(alps_entry_preadv2)
 public func shimPreadv2(
     _ descriptor: Int32, _ vector: UnsafePointer<iovec>?, _ count: Int32, _ offset: off_t, _ flags: Int32
 ) -> Int {
@@ -167,14 +167,14 @@ public func shimPreadv2(
     return shimRecvmsg(descriptor, &message, flags & noWait != 0 ? Int32(MSG_DONTWAIT) : 0)
 }
 
-@c(preadv64v2)
+@c(alps_entry_preadv64v2)
 public func shimPreadv64v2(
     _ descriptor: Int32, _ vector: UnsafePointer<iovec>?, _ count: Int32, _ offset: off_t, _ flags: Int32
 ) -> Int {
     shimPreadv2(descriptor, vector, count, offset, flags)
 }
 
-@c(pwritev2)
+@c(alps_entry_pwritev2)
 public func shimPwritev2(
     _ descriptor: Int32, _ vector: UnsafePointer<iovec>?, _ count: Int32, _ offset: off_t, _ flags: Int32
 ) -> Int {
@@ -190,7 +190,7 @@ public func shimPwritev2(
     return shimSendmsg(descriptor, &message, flags & noWait != 0 ? Int32(MSG_DONTWAIT) : 0)
 }
 
-@c(pwritev64v2)
+@c(alps_entry_pwritev64v2)
 public func shimPwritev64v2(
     _ descriptor: Int32, _ vector: UnsafePointer<iovec>?, _ count: Int32, _ offset: off_t, _ flags: Int32
 ) -> Int {

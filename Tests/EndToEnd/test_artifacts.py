@@ -41,6 +41,21 @@ def test_the_shim_exports_only_names_of_libc():
     assert {"socket", "connect", "accept4", "recvmsg", "getaddrinfo", "ioctl", "fcntl"} <= exports("shim")
 
 
+def test_the_shim_is_no_ground_for_warnings(directory):
+    """A program at a fixed address that takes the address of a function warns at its start if that is protected."""
+    assert "PROTECTED" not in output("readelf", "--dyn-syms", "-W", library("shim"))
+    source, program = directory / "fixed.c", directory / "fixed"
+    source.write_text("""
+#include <sys/socket.h>
+#include <unistd.h>
+void *volatile functions[] = {(void *)getpeername, (void *)getsockname, (void *)read, (void *)close};
+int main(void) { return functions[0] == 0; }
+""")
+    subprocess.run(["gcc", "-no-pie", "-fno-pie", "-o", program, source], check=True)
+    result = subprocess.run([program], env={"LD_PRELOAD": library("shim")}, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("name", PLUGINS)
 def test_a_plugin_uses_nothing_of_the_system(name):
     undefined = {line.split()[-1].split("@")[0] for line in output("nm", "-D", "-u", library(name)).splitlines()

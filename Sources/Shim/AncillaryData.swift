@@ -6,19 +6,19 @@ import ClientAPI
 /// Writes the control messages that the program asked for behind one another.
 @inline(__always)
 func giveAncillary(
-    _ found: EntryPointer, _ message: UnsafeMutablePointer<msghdr>, _ header: inout alps_datagram_header
+    _ found: EntryPointer, _ message: UnsafeMutablePointer<msghdr>, _ header: inout alps_datagram_header, _ length: Int
 ) {
     guard message.pointee.msg_control != nil, message.pointee.msg_controllen > 0 else {
         if found.pointee.ancillary != 0 { message.pointee.msg_flags |= Int32(MSG_CTRUNC) }
         message.pointee.msg_controllen = 0
         return
     }
-    giveAncillaryData(found, message, &header)
+    giveAncillaryData(found, message, &header, length)
 }
 
 @inline(never)
 private func giveAncillaryData(
-    _ found: EntryPointer, _ message: UnsafeMutablePointer<msghdr>, _ header: inout alps_datagram_header
+    _ found: EntryPointer, _ message: UnsafeMutablePointer<msghdr>, _ header: inout alps_datagram_header, _ length: Int
 ) {
     if found.pointee.state & Entry.ancillaryKnown == 0 { learnAncillary(found) }
     let asked = found.pointee.ancillary
@@ -36,6 +36,11 @@ private func giveAncillaryData(
         var time = timeval(
             tv_sec: Int(header.timestamp / 1_000_000_000), tv_usec: Int(header.timestamp % 1_000_000_000 / 1000))
         appendControl(message, &used, SOL_SOCKET, SO_TIMESTAMP, &time, MemoryLayout<timeval>.size)
+    }
+    if found.pointee.isPacket {
+        givePacketAncillary(found, message, header, length, &used)
+        message.pointee.msg_controllen = used
+        return
     }
     if asked & Entry.packetInfo != 0 {
         var info = in_pktinfo()
@@ -70,9 +75,10 @@ private func learnAncillary(_ found: EntryPointer) {
         found.pointee.state |= Entry.ancillaryKnown
         return
     }
-    if isSet(Int32(IPPROTO_IP), IP_PKTINFO) { asked |= Entry.packetInfo }
-    if isSet(Int32(IPPROTO_IP), IP_RECVTTL) { asked |= Entry.timeToLive }
-    if isSet(Int32(IPPROTO_IP), IP_RECVTOS) { asked |= Entry.typeOfService }
+    if found.pointee.isPacket { asked = learnPacketAncillary(isSet) }
+    if !found.pointee.isPacket, isSet(Int32(IPPROTO_IP), IP_PKTINFO) { asked |= Entry.packetInfo }
+    if !found.pointee.isPacket, isSet(Int32(IPPROTO_IP), IP_RECVTTL) { asked |= Entry.timeToLive }
+    if !found.pointee.isPacket, isSet(Int32(IPPROTO_IP), IP_RECVTOS) { asked |= Entry.typeOfService }
     if isSet(SOL_SOCKET, SO_TIMESTAMP) { asked |= Entry.timestamp }
     if isSet(SOL_SOCKET, SO_TIMESTAMPNS) { asked |= Entry.timestampNanoseconds }
     found.pointee.ancillary = asked
@@ -82,6 +88,7 @@ private func learnAncillary(_ found: EntryPointer) {
 /// Remembers an option that asks for ancillary data.
 func noteAncillary(_ found: EntryPointer, _ level: Int32, _ name: Int32, on: Bool) {
     if found.pointee.isNetlink { return noteNetlinkAncillary(found, level, name, on: on) }
+    if found.pointee.isPacket, isPacketLevel(level) { return notePacketAncillary(found, name, on: on) }
     let bit: UInt8
     if level == SOL_SOCKET {
         bit = name == SO_TIMESTAMP ? Entry.timestamp : name == SO_TIMESTAMPNS ? Entry.timestampNanoseconds : 0

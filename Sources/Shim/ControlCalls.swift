@@ -11,6 +11,11 @@ public func shimIoctl(_ descriptor: Int32, _ command: UInt, _ argument: UnsafeMu
     switch command {
     // As Linux: a netlink socket knows the requests about interfaces only.
     case alps_FIONREAD where found.pointee.isNetlink, UInt(alps_SIOCOUTQ) where found.pointee.isNetlink: return fail(ENOTTY)
+    case UInt(alps_SIOCOUTQ) where found.pointee.isPacket:
+        // What is sent has left when the call returns.
+        guard let argument else { return fail(EFAULT) }
+        argument.storeBytes(of: 0, as: Int32.self)
+        return 0
     case alps_FIONREAD where found.pointee.kind == .listener: return fail(EINVAL)
     case alps_FIONREAD:
         // What lies in a stream's pair is what a read would bring.

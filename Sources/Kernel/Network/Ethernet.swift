@@ -25,7 +25,7 @@ package final class Ethernet {
     private let takers = UnsafeMutablePointer<Taker>.allocate(capacity: maximumTakers)
     private var takerCount = 0
     /// Packet sockets that want to see frames; what is looked at for each packet.
-    var frameListeners = 0
+    package internal(set) var frameListeners = 0
     private var linkSockets: Borrowed<LinkSockets>!
     /// Cell of "alps.neighbor/1:2", ARP's.
     private var neighborCell: UnsafePointer<alps_cell>!

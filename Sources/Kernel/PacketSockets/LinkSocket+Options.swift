@@ -17,6 +17,8 @@ struct LinkSocketOptions {
     fileprivate var isFilterLocked = false
 
     var ignoresOutgoing: Bool { packet[LinkOption.ignoreOutgoing] == 1 }
+    /// PACKET_COPY_THRESH: what a slot cuts is queued whole beside the ring.
+    var copiesCutFrames: Bool { packet[LinkOption.copyThreshold, default: 0] != 0 }
     /// PACKET_LOSS: a transmit ring goes on after a frame that is not in order.
     var skipsBadFrames: Bool { packet[LinkOption.loss] == 1 }
     var transmitHasOffsets: Bool { packet[LinkOption.transmitHasOffset] == 1 }
@@ -174,7 +176,8 @@ extension LinkSocket {
         let wanted = LinkMembership(ifindex: index, type: type, address: Array(value[8..<8 + length]))
         let place = memberships.firstIndex { $0.isSame(wanted) }
         guard adds else {
-            guard let place else { return EADDRNOTAVAIL }
+            // As Linux: leaving what was never joined is no error.
+            guard let place else { return 0 }
             memberships[place].count -= 1
             if memberships[place].count == 0 {
                 memberships.remove(at: place)
@@ -258,6 +261,7 @@ extension LinkSocket {
                 guard let fanout, fanout.hasRollover else { return (EINVAL, []) }
                 return answer([UInt8](repeating: 0, count: 24))
             case LinkOption.auxiliaryData, LinkOption.originalDevice, LinkOption.loss, LinkOption.timestamp,
+                LinkOption.copyThreshold,
                 LinkOption.transmitHasOffset, LinkOption.bypassQueue, LinkOption.ignoreOutgoing, LinkOption.virtualHeader:
                 return answer(options.packet[name] ?? 0)
             default: return (ENOPROTOOPT, [])

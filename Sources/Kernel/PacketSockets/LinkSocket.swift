@@ -150,7 +150,10 @@ package final class LinkSocket {
         let taken: Bool
         if let ring {
             let losing = lost > 0 && options.version < 3 ? RingStatus.losing : 0
-            taken = ring.put(frame, from: origin, length: length, status: frame.status | losing)
+            let isCopied = options.copiesCutFrames && ring.cuts(frame, from: origin, length: length)
+                && onFrame?(frame, origin, length) == true
+            let status = frame.status | losing | (isCopied ? RingStatus.copy : 0)
+            taken = ring.put(frame, from: origin, length: length, status: status)
         } else {
             taken = onFrame?(frame, origin, length) ?? false
         }

@@ -129,8 +129,10 @@ package final class LinkSockets {
 
     private func kind(_ header: UnsafePointer<UInt8>, _ interface: Interface, isOutgoing: Bool) -> UInt8 {
         if isOutgoing { return 4 }  // PACKET_OUTGOING
-        if header[0] & 1 != 0 { return (0..<6).allSatisfy { header[$0] == 0xff } ? 1 : 2 }  // BROADCAST, MULTICAST
-        if interface.isLoopback { return 0 }
+        // The loopback interface's broadcast address is all zeros.
+        let isBroadcast = !interface.isLoopback && (0..<6).allSatisfy { header[$0] == 0xff }
+        if header[0] & 1 != 0 { return isBroadcast ? 1 : 2 }  // BROADCAST, MULTICAST
+        if interface.isLoopback { return (0..<6).allSatisfy { header[$0] == 0 } ? 0 : 3 }
         return memcmp(header, &interface.raw.pointee.hardware, 6) == 0 ? 0 : 3  // HOST, OTHERHOST
     }
 

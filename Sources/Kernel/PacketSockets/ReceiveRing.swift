@@ -18,6 +18,9 @@ package class ReceiveRing {
     /// TP_STATUS_USER.
     package func put(_ frame: LinkFrame, from origin: Int, length: Int, status: UInt32) -> Bool { false }
 
+    /// Whether a slot has no room for all of that.
+    func cuts(_ frame: LinkFrame, from origin: Int, length: Int) -> Bool { false }
+
     /// As poll(2) sees it: the program has not given back what was filled last.
     package var isReadable: Bool { false }
 
@@ -58,6 +61,10 @@ package final class FrameRing: ReceiveRing {
     private func slot(_ index: Int) -> UnsafeMutableRawPointer {
         let (block, place) = index.quotientAndRemainder(dividingBy: request.framesPerBlock)
         return start + block * request.blockSize + place * request.frameSize
+    }
+
+    override func cuts(_ frame: LinkFrame, from origin: Int, length: Int) -> Bool {
+        request.offsets(linkLength: origin == 0 ? frame.networkOffset : nil).frame + length > request.frameSize
     }
 
     package override func put(_ frame: LinkFrame, from origin: Int, length: Int, status: UInt32) -> Bool {
@@ -156,7 +163,7 @@ package final class BlockRing: ReceiveRing {
         previous = 0
         next = request.blockHeader
         lastTime = clock.wall
-        Self.store(UInt32(3), block, Block.version)
+        Self.store(UInt32(2), block, Block.version)  // TPACKET_V3
         Self.store(UInt32(RingRequest.blockDescriptor), block, Block.privateOffset)
         Self.store(UInt32(0), block, Block.count)
         Self.store(UInt32(next), block, Block.first)

@@ -305,9 +305,7 @@ extension SocketOption {
         acts(.packet, 2, "PACKET_DROP_MEMBERSHIP", .bytes(16), on: .packet, readError: ENOPROTOOPT),
         acts(.packet, 5, "PACKET_RX_RING", .bytes(16), on: .packet, readError: ENOPROTOOPT),
         told(.packet, 6, "PACKET_STATISTICS", .bytes(0), on: .packet),
-        kept(
-            .packet, 7, "PACKET_COPY_THRESH", .integer(anything), on: .packet,
-            "what does not fit into a ring's slot is cut, and not queued beside it"),
+        acts(.packet, 7, "PACKET_COPY_THRESH", .integer(anything), on: .packet),
         acts(.packet, 8, "PACKET_AUXDATA", .flag, on: .packet),
         acts(.packet, 9, "PACKET_ORIGDEV", .flag, on: .packet),
         acts(.packet, 10, "PACKET_VERSION", .integer(0...2), on: .packet),

@@ -101,6 +101,24 @@ def cpu(pid):
     return (int(fields[11]) + int(fields[12])) / 100
 
 
+def test_any_socket_tells_about_the_stacks_interfaces(stack):
+    """As programs ask that have no socket of the Internet at hand."""
+    told = stack.run("python3", "-c", """
+import fcntl, socket, struct
+for family in (socket.AF_UNIX, socket.AF_NETLINK, socket.AF_PACKET):
+    kind, protocol = (socket.SOCK_RAW, 16) if family == socket.AF_NETLINK else (socket.SOCK_DGRAM, 0)
+    made = socket.socket(family, kind, protocol)
+    answer = fcntl.ioctl(made, 0x8927, struct.pack("16s24x", b"tap0"))
+    print(answer[18:24].hex(":"), struct.unpack_from("i", fcntl.ioctl(made, 0x8933, struct.pack("16s24x", b"tap0")), 16)[0])
+    try:
+        fcntl.ioctl(made, 0x8927, struct.pack("16s24x", b"none0"))
+    except OSError as error:
+        print(error.errno)
+""").stdout.splitlines()
+    index = stack.run("python3", "-c", "import socket; print(socket.if_nametoindex('tap0'))").stdout.strip()
+    assert told == [f"{hardware(stack)} {index}", "19"] * 3
+
+
 # --- beside the kernel
 
 

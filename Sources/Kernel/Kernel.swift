@@ -52,6 +52,7 @@ package final class Kernel {
     package let sockets: SocketLayer
     package let zones: ZoneMemory
     package let netlink: Netlink
+    package let linkSockets: LinkSockets
     /// The live host's event loop; nil in virtual time.
     package var reactor: Reactor?
     /// The live host's control server; nil in virtual time.
@@ -85,6 +86,7 @@ package final class Kernel {
         sockets = SocketLayer()
         zones = ZoneMemory()
         netlink = Netlink()
+        linkSockets = LinkSockets()
 
         plugins.attach(self)
         zones.attach(self)
@@ -95,6 +97,7 @@ package final class Kernel {
         counters.attach(self)
         trace.attach(self)
         callouts.attach(self)
+        linkSockets.attach(self)
         fibers.attach(self)
         routes.attach(self)
         interfaces.attach(self)
@@ -138,6 +141,7 @@ package final class Kernel {
         interfaces.shutdown()
         queries.removeAll()
         netlink.detach()
+        linkSockets.detach()
         sockets.detach()
         interfaces.detach()
         routes.detach()

@@ -6,19 +6,19 @@ import ClientAPI
 /// Writes the control messages that the program asked for behind one another.
 @inline(__always)
 func giveAncillary(
-    _ found: EntryPointer, _ message: UnsafeMutablePointer<msghdr>, _ header: inout alps_datagram_header
+    _ found: EntryPointer, _ message: UnsafeMutablePointer<msghdr>, _ header: inout alps_datagram_header, _ length: Int
 ) {
     guard message.pointee.msg_control != nil, message.pointee.msg_controllen > 0 else {
         if found.pointee.ancillary & ~Entry.errorQueue != 0 { message.pointee.msg_flags |= Int32(MSG_CTRUNC) }
         message.pointee.msg_controllen = 0
         return
     }
-    giveAncillaryData(found, message, &header)
+    giveAncillaryData(found, message, &header, length)
 }
 
 @inline(never)
 private func giveAncillaryData(
-    _ found: EntryPointer, _ message: UnsafeMutablePointer<msghdr>, _ header: inout alps_datagram_header
+    _ found: EntryPointer, _ message: UnsafeMutablePointer<msghdr>, _ header: inout alps_datagram_header, _ length: Int
 ) {
     if found.pointee.state & Entry.ancillaryKnown == 0 { learnAncillary(found) }
     let asked = found.pointee.ancillary
@@ -29,6 +29,11 @@ private func giveAncillaryData(
         return
     }
     giveTimestamp(found, message, &used, header.timestamp)
+    if found.pointee.isPacket {
+        givePacketAncillary(found, message, header, length, &used)
+        message.pointee.msg_controllen = used
+        return
+    }
     if asked & Entry.packetInfo != 0 {
         var info = in_pktinfo()
         info.ipi_ifindex = Int32(bitPattern: header.ifindex)
@@ -75,12 +80,16 @@ private func learnAncillary(_ found: EntryPointer) {
         found.pointee.state |= Entry.ancillaryKnown
         return
     }
-    if isSet(Int32(IPPROTO_IP), IP_PKTINFO) { asked |= Entry.packetInfo }
-    if isSet(Int32(IPPROTO_IP), IP_RECVTTL) { asked |= Entry.timeToLive }
-    if isSet(Int32(IPPROTO_IP), IP_RECVTOS) { asked |= Entry.typeOfService }
-    if isSet(Int32(IPPROTO_IP), IP_RECVERR) {
-        asked |= Entry.errorQueue
-        datagramErrors.mayCome = true
+    if found.pointee.isPacket {
+        asked = learnPacketAncillary(isSet)
+    } else {
+        if isSet(Int32(IPPROTO_IP), IP_PKTINFO) { asked |= Entry.packetInfo }
+        if isSet(Int32(IPPROTO_IP), IP_RECVTTL) { asked |= Entry.timeToLive }
+        if isSet(Int32(IPPROTO_IP), IP_RECVTOS) { asked |= Entry.typeOfService }
+        if isSet(Int32(IPPROTO_IP), IP_RECVERR) {
+            asked |= Entry.errorQueue
+            datagramErrors.mayCome = true
+        }
     }
     if isSet(SOL_SOCKET, SO_TIMESTAMP) { asked |= Entry.timestamp }
     if isSet(SOL_SOCKET, SO_TIMESTAMPNS) { asked |= Entry.timestampNanoseconds }
@@ -91,6 +100,7 @@ private func learnAncillary(_ found: EntryPointer) {
 /// Remembers an option that asks for ancillary data.
 func noteAncillary(_ found: EntryPointer, _ level: Int32, _ name: Int32, on: Bool) {
     if found.pointee.isNetlink { return noteNetlinkAncillary(found, level, name, on: on) }
+    if found.pointee.isPacket, isPacketLevel(level) { return notePacketAncillary(found, name, on: on) }
     let bit: UInt8
     if level == SOL_SOCKET {
         bit = name == SO_TIMESTAMP ? Entry.timestamp : name == SO_TIMESTAMPNS ? Entry.timestampNanoseconds : 0

@@ -6,11 +6,19 @@ public func shimIoctl(_ descriptor: Int32, _ command: UInt, _ argument: UnsafeMu
     ensureReady()
     if kind(of: descriptor) == .hidden, isHidden(descriptor) { return fail(EBADF) }
     guard isSocketCommand(command), let found = stackSocket(descriptor) else {
+        if activation.active, isInterfaceCommand(command), isOtherSocket(descriptor) {
+            return askAboutInterface(command, argument)
+        }
         return real.ioctl.unsafelyUnwrapped(descriptor, command, argument)
     }
     switch command {
     // As Linux: a netlink socket knows the requests about interfaces only.
     case alps_FIONREAD where found.pointee.isNetlink, UInt(alps_SIOCOUTQ) where found.pointee.isNetlink: return fail(ENOTTY)
+    case UInt(alps_SIOCOUTQ) where found.pointee.isPacket:
+        // What is sent has left when the call returns.
+        guard let argument else { return fail(EFAULT) }
+        argument.storeBytes(of: 0, as: Int32.self)
+        return 0
     case alps_FIONREAD where found.pointee.kind == .listener: return fail(EINVAL)
     case alps_FIONREAD:
         // What lies in a stream's pair is what a read would bring.
@@ -48,6 +56,32 @@ public func shimSockatmark(_ descriptor: Int32) -> Int32 {
 /// everything else are the descriptor's own.
 private func isSocketCommand(_ command: UInt) -> Bool {
     command == alps_FIONREAD || command == alps_SIOCOUTQ || (0x8900...0x89ff).contains(command)
+}
+
+/// Commands about interfaces, which Linux answers on a socket of any kind.
+private func isInterfaceCommand(_ command: UInt) -> Bool {
+    (0x8910...0x894a).contains(command) || (0x8970...0x8971).contains(command)
+}
+
+/// A socket of the kernel's that is not about a network: programs use one to ask about interfaces, which are the stack's.
+private func isOtherSocket(_ descriptor: Int32) -> Bool {
+    let error = alps_errno()
+    defer { alps_set_errno(error) }
+    guard !activation.confined else { return false }
+    var domain: Int32 = 0
+    var length = socklen_t(4)
+    return alps_sys_getsockopt(descriptor, SOL_SOCKET, SO_DOMAIN, &domain, &length) == 0
+        && (domain == AF_UNIX || domain == AF_NETLINK)
+}
+
+private func askAboutInterface(_ command: UInt, _ argument: UnsafeMutableRawPointer?) -> Int32 {
+    if command == UInt(SIOCGIFCONF) { return interfaceConfiguration(argument) }
+    guard let argument else { return fail(EFAULT) }
+    let size = argumentSize(command)
+    var request = alps_ioctl_request(command: UInt64(command), length: UInt32(size), reserved: 0)
+    return result(
+        ask(
+            ALPS_OP_IOCTL, 0, &request, MemoryLayout<alps_ioctl_request>.size, tail: argument, size, into: argument, size))
 }
 
 /// Linux gives these commands by number alone, without a size in it.

@@ -37,6 +37,7 @@ func receiveDatagram(
 ) -> Int {
     if flags & Int32(MSG_ERRQUEUE) != 0 { return receiveError(descriptor, found, message) }
     if flags & Int32(MSG_OOB) != 0, found.pointee.isNetlink { return fail(EOPNOTSUPP) }
+    if flags & Int32(MSG_OOB) != 0, found.pointee.isPacket { return fail(EINVAL) }
     // Linux takes no notice of it here.
     let flags = flags & ~Int32(MSG_OOB)
     while true {
@@ -62,12 +63,18 @@ func receiveDatagram(
                 receiveBehind($0.baseAddress.unsafelyUnwrapped, descriptor, message, flags, &received)
             }
             if got >= headerSize, header.magic == ALPS_DATAGRAM_MAGIC {
+                if found.pointee.isPacket, isToken(header) {
+                    if flags & Int32(MSG_PEEK) == 0 { tokenWasRead(descriptor, found) } else { forgetRing(found) }
+                    continue
+                }
                 if found.pointee.isNetlink {
                     finishNetlink(message, header.address, received)
+                } else if found.pointee.isPacket {
+                    finishPacket(message, header.address, received)
                 } else {
                     finish(message, endpoint(header.address), received)
                 }
-                giveAncillary(found, message, &header)
+                giveAncillary(found, message, &header, got - headerSize)
                 return got - headerSize
             }
             if got > 0 {
@@ -143,6 +150,18 @@ private func finishNetlink(
 ) {
     if let name = message.pointee.msg_name {
         message.pointee.msg_namelen = writeNetlinkName(from, to: name, capacity: Int(message.pointee.msg_namelen))
+    } else {
+        message.pointee.msg_namelen = 0
+    }
+    message.pointee.msg_flags = received & Int32(MSG_TRUNC)
+}
+
+private func finishPacket(
+    _ message: UnsafeMutablePointer<msghdr>, _ from: alps_client_sockaddr, _ received: Int32
+) {
+    if let name = message.pointee.msg_name {
+        message.pointee.msg_namelen = writePacketName(
+            from, to: name, capacity: Int(message.pointee.msg_namelen), isWhole: true)
     } else {
         message.pointee.msg_namelen = 0
     }
@@ -225,6 +244,7 @@ func sendDatagram(
     _ descriptor: Int32, _ found: EntryPointer, _ message: UnsafePointer<msghdr>, _ flags: Int32
 ) -> Int {
     if found.pointee.isNetlink { return sendNetlink(descriptor, found, message, flags) }
+    if found.pointee.isPacket { return sendPacket(descriptor, found, message, flags) }
     if flags & Int32(MSG_OOB) != 0 { return fail(EOPNOTSUPP) }
     if flags & Int32(MSG_MORE) != 0 || found.pointee.state & Entry.heldBack != 0 {
         if let sent = sendPart(descriptor, found, message, flags) { return sent }

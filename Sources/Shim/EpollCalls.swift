@@ -24,7 +24,7 @@ public func shimEpollControl(
 ) -> Int32 {
     ensureReady()
     let result = alps_sys_epoll_ctl(epoll, operation, descriptor, event)
-    guard result == 0, let found = entry(of: descriptor), found.pointee.isStream else { return result }
+    guard result == 0, let found = entry(of: descriptor), found.pointee.isStream || found.pointee.isPacket else { return result }
     if operation == Control.delete {
         if found.pointee.epoll == epoll { found.pointee.epollEvents = 0 }
     } else if let event {

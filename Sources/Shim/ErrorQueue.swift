@@ -16,7 +16,7 @@ nonisolated(unsafe) var datagramErrors = DatagramErrors()
 /// recvmsg(MSG_ERRQUEUE): never waits.
 @inline(never)
 func receiveError(_ descriptor: Int32, _ found: EntryPointer, _ message: UnsafeMutablePointer<msghdr>) -> Int {
-    guard !found.pointee.isNetlink, let found = stackSocket(descriptor) else { return fail(EAGAIN) }
+    guard !found.pointee.isNetlink, !found.pointee.isPacket, let found = stackSocket(descriptor) else { return fail(EAGAIN) }
     return withUnsafeTemporaryAllocation(byteCount: 2048, alignment: 8) { reply in
         let record = reply.baseAddress.unsafelyUnwrapped
         let size = MemoryLayout<alps_socket_error>.size
@@ -90,66 +90,15 @@ private func isTokenNext(_ descriptor: Int32) -> Bool {
         && alps_sys_poll(descriptor, POLLIN | 0x2000, 0) & (POLLHUP | 0x2000) == 0
 }
 
-// MARK: - poll
-
-@c(alps_entry_poll)
-public func shimPoll(_ entries: UnsafeMutablePointer<pollfd>?, _ count: UInt, _ timeout: Int32) -> Int32 {
-    ensureReady()
-    var result = real.poll.unsafelyUnwrapped(entries, count, timeout)
-    while result > 0, datagramErrors.mayCome, let entries {
-        result = correct(entries, count, result)
-        // All of it had passed: what is left of a wait is not known, so a bounded one ends here.
-        guard result == 0, timeout < 0 else { break }
-        result = real.poll.unsafelyUnwrapped(entries, count, timeout)
-    }
-    return result
-}
-
-@c(alps_entry___poll)
-public func shimUnderscoredPoll(_ entries: UnsafeMutablePointer<pollfd>?, _ count: UInt, _ timeout: Int32) -> Int32 {
-    shimPoll(entries, count, timeout)
-}
-
-@c(alps_entry___poll_chk)
-public func shimPollChecked(
-    _ entries: UnsafeMutablePointer<pollfd>?, _ count: UInt, _ timeout: Int32, _ capacity: Int
-) -> Int32 {
-    if capacity / MemoryLayout<pollfd>.stride < Int(count) { __chk_fail() }
-    return shimPoll(entries, count, timeout)
-}
-
-@c(alps_entry_ppoll)
-public func shimPpoll(
-    _ entries: UnsafeMutablePointer<pollfd>?, _ count: UInt, _ timeout: UnsafePointer<timespec>?,
-    _ mask: UnsafeRawPointer?
-) -> Int32 {
-    ensureReady()
-    var result = real.ppoll.unsafelyUnwrapped(entries, count, timeout, mask)
-    while result > 0, datagramErrors.mayCome, let entries {
-        result = correct(entries, count, result)
-        guard result == 0, timeout == nil else { break }
-        result = real.ppoll.unsafelyUnwrapped(entries, count, timeout, mask)
-    }
-    return result
-}
-
-@c(alps_entry___ppoll_chk)
-public func shimPpollChecked(
-    _ entries: UnsafeMutablePointer<pollfd>?, _ count: UInt, _ timeout: UnsafePointer<timespec>?,
-    _ mask: UnsafeRawPointer?, _ capacity: Int
-) -> Int32 {
-    if capacity / MemoryLayout<pollfd>.stride < Int(count) { __chk_fail() }
-    return shimPpoll(entries, count, timeout, mask)
-}
-
 /// Says POLLERR where the pair's POLLIN is an error message. Returns how many entries have events then.
 @inline(never)
-private func correct(_ entries: UnsafeMutablePointer<pollfd>, _ count: UInt, _ ready: Int32) -> Int32 {
+func correctErrors(_ entries: UnsafeMutablePointer<pollfd>, _ count: UInt, _ ready: Int32) -> Int32 {
     let error = alps_errno()
     defer { alps_set_errno(error) }
     var ready = ready
     for index in 0..<Int(count) where entries[index].revents & Int16(POLLIN) != 0 {
         guard let found = entry(of: entries[index].fd), found.pointee.isDatagram, !found.pointee.isNetlink,
+            !found.pointee.isPacket,
             found.pointee.kind == .connectedDatagram || found.pointee.ancillary & Entry.errorQueue != 0
         else { continue }
         while isTokenNext(entries[index].fd) {

@@ -35,7 +35,7 @@ struct Entry {
     var state: UInt8
     /// Ancillary data the program asked for.
     var ancillary: UInt8
-    /// AF_INET or AF_NETLINK.
+    /// AF_INET, AF_NETLINK or AF_PACKET.
     var domain: UInt8
     /// The epoll instance that the descriptor was registered with last, and with what; events 0: none is known.
     var epoll: Int32
@@ -67,6 +67,7 @@ struct Entry {
 
     var isDatagram: Bool { kind == .datagram || kind == .connectedDatagram }
     var isNetlink: Bool { domain == UInt8(AF_NETLINK) }
+    var isPacket: Bool { domain == UInt8(AF_PACKET) }
     var isStream: Bool { kind == .stream || kind == .freshStream || kind == .listener }
 }
 

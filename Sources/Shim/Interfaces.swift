@@ -117,6 +117,7 @@ private struct InterfaceAddresses {
     var mask: sockaddr_in
     var broadcast: sockaddr_in
     var link: sockaddr_ll
+    var linkBroadcast: sockaddr_ll
 }
 
 /// One block of memory, as libc's: freeifaddrs() of either frees it.
@@ -162,6 +163,7 @@ private struct Offset {
     static var mask: Int { address + 16 }
     static var broadcast: Int { mask + 16 }
     static var link: Int { broadcast + 16 }
+    static var linkBroadcast: Int { link + MemoryLayout<sockaddr_ll>.size }
 }
 
 private func fillCommon(_ target: UnsafeMutablePointer<InterfaceAddresses>, _ record: inout alps_interface_record) {
@@ -182,6 +184,13 @@ private func fillLink(_ target: UnsafeMutablePointer<InterfaceAddresses>, _ reco
     target.pointee.link.sll_halen = UInt8(truncatingIfNeeded: min(record.hardware_length, 8))
     target.pointee.link.sll_addr = record.hardware
     target.pointee.list.ifa_addr = (base + Offset.link).assumingMemoryBound(to: sockaddr.self)
+    target.pointee.linkBroadcast = target.pointee.link
+    let isLoopback = record.flags & UInt32(IFF_LOOPBACK) != 0
+    withUnsafeMutableBytes(of: &target.pointee.linkBroadcast.sll_addr) {
+        _ = memset($0.baseAddress.unsafelyUnwrapped, isLoopback ? 0 : 0xff, Int(target.pointee.link.sll_halen))
+    }
+    target.pointee.list.ifa_ifu.ifu_broadaddr =
+        (base + Offset.linkBroadcast).assumingMemoryBound(to: sockaddr.self)
 }
 
 private func fillAddress(_ target: UnsafeMutablePointer<InterfaceAddresses>, _ record: inout alps_interface_record) {

@@ -14,6 +14,7 @@ public func shimGetsockopt(
     if level == SOL_SOCKET, isPairOption(name, found) {
         return real.getsockopt.unsafelyUnwrapped(descriptor, level, name, value, length)
     }
+    if found.pointee.isPacket, let answer = getPacketOption(found, level, name, value, length) { return answer }
     var request = alps_sockopt_request(level: level, name: name, length: length.pointee, reserved: 0)
     let reply = ask(
         ALPS_OP_GETSOCKOPT, about: found, &request, MemoryLayout<alps_sockopt_request>.size, into: value,
@@ -56,6 +57,7 @@ public func shimSetsockopt(
     }
     guard length <= 4096 else { return fail(EINVAL) }
     guard value != nil || length == 0 else { return fail(EFAULT) }
+    if found.pointee.isPacket, let answer = setPacketOption(found, level, name, value, length) { return answer }
     let isPairs = level == SOL_SOCKET && isPairOption(name, found)
     if isPairs {
         // The kernel waits on the pair, so it needs the time-out or the mark; the host needs to know the time-out of a

@@ -95,7 +95,7 @@ private func isStackFile(_ name: UnsafePointer<CChar>) -> Bool {
     }
     return isName("dev") || isName("route") || isName("arp") || isName("tcp") || isName("udp") || isName("raw")
         || isName("snmp") || isName("netstat") || isName("sockstat") || isName("igmp") || isName("icmp")
-        || isName("udplite") || isName("dev_mcast") || isName("tcp6") || isName("udp6") || isName("raw6")
+        || isName("udplite") || isName("dev_mcast") || isName("packet") || isName("tcp6") || isName("udp6") || isName("raw6")
         || isName("udplite6") || isName("icmp6") || isName("if_inet6") || isName("igmp6") || isName("ipv6_route")
         || isName("sockstat6") || isName("snmp6")
 }

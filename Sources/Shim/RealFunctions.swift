@@ -41,7 +41,30 @@ struct RealFunctions {
     var ppoll:
         (
             @convention(c) (
-                UnsafeMutablePointer<pollfd>?, UInt, UnsafePointer<timespec>?, UnsafeRawPointer?
+                UnsafeMutablePointer<pollfd>?, UInt, UnsafePointer<timespec>?, UnsafePointer<sigset_t>?
+            ) -> Int32
+        )? = nil
+    var select:
+        (
+            @convention(c) (
+                Int32, UnsafeMutableRawPointer?, UnsafeMutableRawPointer?, UnsafeMutableRawPointer?,
+                UnsafeMutablePointer<timeval>?
+            ) -> Int32
+        )? = nil
+    var pselect:
+        (
+            @convention(c) (
+                Int32, UnsafeMutableRawPointer?, UnsafeMutableRawPointer?, UnsafeMutableRawPointer?,
+                UnsafePointer<timespec>?, UnsafePointer<sigset_t>?
+            ) -> Int32
+        )? = nil
+    var epoll_wait: (@convention(c) (Int32, UnsafeMutableRawPointer?, Int32, Int32) -> Int32)? = nil
+    var epoll_pwait:
+        (@convention(c) (Int32, UnsafeMutableRawPointer?, Int32, Int32, UnsafePointer<sigset_t>?) -> Int32)? = nil
+    var epoll_pwait2:
+        (
+            @convention(c) (
+                Int32, UnsafeMutableRawPointer?, Int32, UnsafePointer<timespec>?, UnsafePointer<sigset_t>?
             ) -> Int32
         )? = nil
     var close: (@convention(c) (Int32) -> Int32)? = nil
@@ -160,6 +183,11 @@ func findRealFunctions() {
     found.fcntl = next("fcntl", type(of: found.fcntl))
     found.poll = next("poll", type(of: found.poll))
     found.ppoll = next("ppoll", type(of: found.ppoll))
+    found.select = next("select", type(of: found.select))
+    found.pselect = next("pselect", type(of: found.pselect))
+    found.epoll_wait = next("epoll_wait", type(of: found.epoll_wait))
+    found.epoll_pwait = next("epoll_pwait", type(of: found.epoll_pwait))
+    found.epoll_pwait2 = next("epoll_pwait2", type(of: found.epoll_pwait2))
     found.close = next("close", type(of: found.close))
     found.socketpair = next("socketpair", type(of: found.socketpair))
     found.pipe2 = next("pipe2", type(of: found.pipe2))

@@ -6,7 +6,7 @@ import ClientAPI
 @c(alps_entry_socket)
 public func shimSocket(_ domain: Int32, _ type: Int32, _ protocolNumber: Int32) -> Int32 {
     ensureReady()
-    var isOurs = domain == AF_INET || domain == AF_INET6
+    var isOurs = domain == AF_INET || domain == AF_INET6 || domain == AF_PACKET
     if domain == AF_NETLINK, activation.active {
         switch owner(ofNetlinkFamily: protocolNumber) {
         case .stack: isOurs = true
@@ -104,6 +104,7 @@ public func shimBind(_ descriptor: Int32, _ address: UnsafeRawPointer?, _ length
         return real.bind.unsafelyUnwrapped(descriptor, address, length)
     }
     if found.pointee.isNetlink { return bindNetlink(found, address, length) }
+    if found.pointee.isPacket { return bindPacket(found, address, length) }
     var target: Endpoint
     switch readAddress(address, length) {
     case .ipv4(let endpoint): target = endpoint
@@ -251,6 +252,8 @@ private func name(
     guard reply.error == 0 else { return fail(controlError(reply.error)) }
     if found.pointee.isNetlink {
         length.pointee = writeNetlinkName(answer, to: address, capacity: Int(length.pointee))
+    } else if found.pointee.isPacket {
+        length.pointee = writePacketName(answer, to: address, capacity: Int(length.pointee), isWhole: false)
     } else {
         writeAddress(endpoint(answer), to: address, length)
     }

@@ -56,6 +56,17 @@ def test_both_share_the_interface(shared):
         assert "20 received, 0% packet loss" in output and "DUP" not in output and "Redirect" not in output
 
 
+def test_a_capture_makes_the_interface_promiscuous(shared, directory):
+    def promiscuity():
+        return shared.outside("ip", "-d", "link", "show", "v0").stdout.split("promiscuity ")[1].split()[0]
+
+    assert promiscuity() == "0"
+    dump = shared.spawn("tcpdump", "-ni", "v0", "-w", directory / "capture.pcap")
+    wait_until(lambda: promiscuity() == "1", what="the interface's promiscuity")
+    dump.kill()
+    wait_until(lambda: promiscuity() == "0", what="the end of the interface's promiscuity")
+
+
 def test_files_pass_both_ways_with_the_systems_own_traffic_beside(shared, directory):
     original = random_file(directory / "www" / "32M", 32)
     shared._spawn(shared.at_peer("nginx", "-c", nginx_config(directory, "peer", PEER, 80)))

@@ -75,6 +75,14 @@ def test_the_interfaces_are_the_stacks(stack, bare):
     assert run(stack, bare, "interfaces").stdout.splitlines() == ["lo0 127.0.0.1 mtu 65535", f"tap0 {STACK} mtu 1500"]
 
 
+def test_packet_sockets_are_the_stacks(stack, bare):
+    expected = ["sent 60", "ready 1", "received 20 bare kind 4 length 20"]
+    assert run(stack, bare, "packet", "tap0").stdout.splitlines() == expected + ["ring -1 Protocol not available"]
+    # The same program on the kernel's side of the tap.
+    assert stack.outside(bare, "packet", "tap0").stdout.splitlines() == expected + ["ring 0 Success"]
+    stack.assert_nothing_left()
+
+
 def test_no_ring_and_no_ipv6(stack, bare):
     assert run(stack, bare, "ring").stdout.splitlines() == [
         "io_uring -1 Function not implemented", "IPv6 -1 Address family not supported by protocol"]

@@ -174,7 +174,7 @@ final class TestClient {
         let payload = Array(input[MemoryLayout<alps_frame>.size..<size])
         input.removeFirst(size)
         let op = UInt32(frame.op)
-        let carries = op == ALPS_OP_SOCKET && frame.error == 0
+        let carries = (op == ALPS_OP_SOCKET || op == ALPS_OP_RING) && frame.error == 0
         return Answer(frame: frame, payload: payload, descriptor: carries && !passed.isEmpty ? passed.removeFirst() : -1)
     }
 
@@ -208,6 +208,21 @@ final class TestClient {
         try #require(answer.descriptor >= 0)
         _ = alps_ioctl_nonblocking(answer.descriptor)
         return Descriptor(handle: answer.load(alps_socket_info.self).handle, fd: answer.descriptor)
+    }
+
+    /// Of all frames, bound to an interface.
+    func packetSocket(_ ifindex: UInt32) throws -> Descriptor {
+        let request = alps_socket_request(domain: AF_PACKET, type: 3, protocol: Int32(UInt16(3).bigEndian), flags: 0)
+        let answer = try ask(ALPS_OP_SOCKET, Self.bytes(request))
+        try #require(answer.frame.error == 0, "errno \(answer.frame.error)")
+        try #require(answer.descriptor >= 0)
+        _ = alps_ioctl_nonblocking(answer.descriptor)
+        let made = Descriptor(handle: answer.load(alps_socket_info.self).handle, fd: answer.descriptor)
+        var name = alps_client_sockaddr()
+        name.family = UInt16(AF_PACKET)
+        name.scope = ifindex
+        #expect(try ask(ALPS_OP_BIND, Self.bytes(name), socket: made.handle).frame.error == 0)
+        return made
     }
 
     static func address(_ port: UInt16, _ host: [UInt8] = [127, 0, 0, 1]) -> alps_client_sockaddr {

@@ -139,6 +139,14 @@ static inline int alps_sys_poll(int fd, int events, int milliseconds) {
 static inline long alps_sys_poll_many(struct pollfd *entries, unsigned count, const struct timespec *limit) {
     return syscall(SYS_ppoll, entries, count, limit, NULL, 0);
 }
+static inline void *alps_sys_mmap(void *address, size_t length, int protection, int flags, int fd, off_t offset) {
+    return (void *)syscall(SYS_mmap, address, length, protection, flags, fd, offset);
+}
+static inline int alps_sys_munmap(void *address, size_t length) { return (int)syscall(SYS_munmap, address, length); }
+/// A word that the host writes.
+static inline uint32_t alps_load_word(const volatile void *word) {
+    return __atomic_load_n((const volatile uint32_t *)word, __ATOMIC_ACQUIRE);
+}
 static inline int alps_sys_memfd(const char *name, int flags) { return (int)syscall(SYS_memfd_create, name, flags); }
 static inline long alps_sys_write(int fd, const void *bytes, size_t count) {
     return syscall(SYS_write, fd, bytes, count);

@@ -147,6 +147,16 @@ static inline int alps_ioctl_nonblocking(int fd) {
     return ioctl(fd, FIONBIO, &on);
 }
 
+// Words of memory that a program sees and writes too: what is written before a store is there for whoever has loaded the word.
+static inline uint32_t alps_load_acquire(const volatile void *word) {
+    return __atomic_load_n((const volatile uint32_t *)word, __ATOMIC_ACQUIRE);
+}
+static inline void alps_store_release(volatile void *word, uint32_t value) {
+    __atomic_store_n((volatile uint32_t *)word, value, __ATOMIC_RELEASE);
+}
+/// Allocates the pages of a file, so that a later write cannot fail for want of them; 0 or errno.
+static inline int alps_allocate_pages(int fd, size_t bytes) { return posix_fallocate(fd, 0, (off_t)bytes); }
+
 /// stdout is a global that Swift 6 does not let anybody touch.
 static inline void alps_line_buffered_output(void) { setvbuf(stdout, NULL, _IOLBF, 0); }
 

@@ -228,11 +228,36 @@ struct SupervisedCall: @unchecked Sendable {
 
     private func setOption(_ copy: Int32) -> Outcome {
         guard (0...65536).contains(int(4)) else { return .error(EINVAL) }
+        if int(1) == SOL_SOCKET, int(2) == SO_ATTACH_FILTER { return attachFilter(copy) }
+        guard !isRingOption else { return .error(ENOPROTOOPT) }
         guard let value = process.read(argument(3), Int(int(4))) else { return .error(EFAULT) }
         return result(Int(Glibc.setsockopt(copy, int(1), int(2), value, socklen_t(value.count))))
     }
 
+    /// struct sock_fprog: the instructions are somewhere else.
+    private func attachFilter(_ copy: Int32) -> Outcome {
+        guard int(4) >= 16 else { return .error(EINVAL) }
+        guard let count = process.read(argument(3), as: UInt16.self),
+            let place = process.read(argument(3) + 8, as: UInt64.self),
+            var code = process.read(place, Int(count) * MemoryLayout<sock_filter>.size)
+        else { return .error(EFAULT) }
+        return code.withUnsafeMutableBytes { code in
+            var program = sock_fprog()
+            program.len = count
+            program.filter = code.baseAddress?.assumingMemoryBound(to: sock_filter.self)
+            return result(
+                Int(Glibc.setsockopt(copy, SOL_SOCKET, SO_ATTACH_FILTER, &program, socklen_t(MemoryLayout<sock_fprog>.size))))
+        }
+    }
+
+    /// Rings of packet sockets are mapped, which no supervisor can do for a program: it is told that there are none.
+    private var isRingOption: Bool {
+        int(1) == SOL_PACKET
+            && [PACKET_HDRLEN, PACKET_VERSION, PACKET_RX_RING, PACKET_TX_RING, PACKET_FANOUT_DATA].contains(int(2))
+    }
+
     private func getOption(_ copy: Int32) -> Outcome {
+        guard !isRingOption else { return .error(ENOPROTOOPT) }
         guard let room = process.read(argument(4), as: socklen_t.self) else { return .error(EFAULT) }
         guard room <= 65536 else { return .error(EINVAL) }
         var value = [UInt8](repeating: 0, count: Int(room))

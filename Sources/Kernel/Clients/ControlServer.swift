@@ -24,6 +24,9 @@ package final class ControlServer {
     /// Netlink sockets of clients.
     var netlinkChannels: [SocketHandle: NetlinkChannel] = [:]
     private var lastNetlinkIndex: UInt32 = 0
+    /// Packet sockets of clients.
+    var linkChannels: [SocketHandle: LinkChannel] = [:]
+    private var lastLinkIndex: UInt32 = 0
     /// The file that this host has made.
     private var socketFile: (device: dev_t, inode: ino_t)?
     /// Given up for a moment to turn a client away when descriptors have run out; a listener that is not accepted from
@@ -144,6 +147,7 @@ package final class ControlServer {
         for session in Array(sessions.values) { session.end() }
         for doorway in Array(doorways.values) { doorway.end() }
         for channel in Array(netlinkChannels.values) { netlinkChannelEnded(channel) }
+        for channel in Array(linkChannels.values) { linkChannelEnded(channel) }
         if listener >= 0 {
             kernel.reactor?.remove(listener, handler: acceptor)
             close(listener)
@@ -278,6 +282,16 @@ package final class ControlServer {
     func netlinkChannelEnded(_ channel: NetlinkChannel) {
         channel.close()
         netlinkChannels[channel.handle] = nil
+    }
+
+    func newLinkHandle() -> SocketHandle {
+        lastLinkIndex &+= 1
+        return SocketHandle(linkIndex: lastLinkIndex, generation: UInt32(truncatingIfNeeded: instance))
+    }
+
+    func linkChannelEnded(_ channel: LinkChannel) {
+        channel.close()
+        linkChannels[channel.handle] = nil
     }
 
     func pairOpened() {

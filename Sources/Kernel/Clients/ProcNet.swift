@@ -16,6 +16,7 @@ enum ProcNet {
         case "netstat": ProcNetStatistics.netstat(kernel)
         case "sockstat": ProcNetStatistics.socketUse(kernel)
         case "igmp": groups(kernel)
+        case "packet": packetSockets(kernel)
         // There is no IPv6: what the kernel has of it is not the stack's.
         case "tcp6", "udp6", "raw6", "udplite6":
             "  sl  local_address                         remote_address                        "
@@ -35,6 +36,17 @@ enum ProcNet {
     /// Linux prints the address as a number of the machine's byte order.
     private static func hex(_ address: alps_addr) -> String {
         withUnsafeBytes(of: address) { hex($0.loadUnaligned(as: UInt32.self), 8) }
+    }
+
+    /// Packet sockets: the protocol in hexadecimal, whether frames reach it, what waits for it.
+    private static func packetSockets(_ kernel: Kernel) -> String {
+        var text = "sk               RefCnt Type Proto  Iface R Rmem   User   Inode\n"
+        for socket in kernel.linkSockets.all {
+            text += "0000000000000000 3      " + padded(String(socket.type), 4) + " " + hex(socket.protocolNumber, 4).lowercased()
+            text += "   " + padded(String(Int32(bitPattern: socket.ifindex)), 5) + " \(socket.isListening ? 1 : 0) "
+            text += padded("0", 6) + " " + padded(String(socket.uid), 6) + " \(socket.inode)\n"
+        }
+        return text
     }
 
     private static func device(_ kernel: Kernel) -> String {

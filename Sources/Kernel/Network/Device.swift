@@ -33,6 +33,9 @@ open class Device {
     /// Buffers kept ready for input.
     package var spareBuffers: Int { 0 }
 
+    /// Frames for other stations are wanted too, or no longer. A device that has no filter of addresses does nothing.
+    package func setPromiscuous(_ on: Bool) {}
+
     /// The interface is going away: release what the system gave.
     package func close() {}
 }

@@ -24,6 +24,9 @@ package final class Ethernet {
     static let maximumTakers = 16
     private let takers = UnsafeMutablePointer<Taker>.allocate(capacity: maximumTakers)
     private var takerCount = 0
+    /// Packet sockets that want to see frames; what is looked at for each packet.
+    package internal(set) var frameListeners = 0
+    private var linkSockets: Borrowed<LinkSockets>!
     /// Cell of "alps.neighbor/1:2", ARP's.
     private var neighborCell: UnsafePointer<alps_cell>!
 
@@ -33,6 +36,7 @@ package final class Ethernet {
         pool = Borrowed(kernel.mbufs)
         clock = Borrowed(kernel.clock)
         interfaces = Borrowed(kernel.interfaces)
+        linkSockets = Borrowed(kernel.linkSockets)
         neighborCell = kernel.plugins.providedCell("alps.neighbor/1:\(ALPS_AF_INET)")
     }
 
@@ -73,6 +77,7 @@ package final class Ethernet {
                 pool.freePacket(packet)
                 continue
             }
+            if frameListeners != 0 { show(packet, interface, isOutgoing: false) }
             let data = packet.pointee.data
             let ethertype = UInt16(data[12]) << 8 | UInt16(data[13])
             // Below 0x600 it is an IEEE 802.3 length: nobody here speaks LLC.
@@ -126,6 +131,7 @@ package final class Ethernet {
             interface.packetsIn &+= 1
             interface.bytesIn &+= UInt64(packet.pointee.pkt.length)
             if let capture = interface.capture { capture.record(packet, isOutput: false) }
+            if frameListeners != 0 { show(packet, interface, isOutgoing: false) }
             packet.pointee.pkt.ifindex = interface.raw.pointee.index
             packet.pointee.pkt.timestamp = now
             let ethertype = packet.pointee.pkt.ethertype
@@ -142,6 +148,11 @@ package final class Ethernet {
             tail = packet
         }
         if let first = run { hand(runType, first, interface) }
+    }
+
+    @inline(never)
+    private func show(_ packet: Mbuf, _ interface: Interface, isOutgoing: Bool) {
+        linkSockets { $0.show(packet, interface, isOutgoing: isOutgoing) }
     }
 
     @inline(__always)
@@ -223,6 +234,28 @@ package final class Ethernet {
         return interface { transmit($0, packet, ethertype, destination) }
     }
 
+    /// A frame as a program made it, link header in front, within the interface's MTU. [consumes]
+    func outputFrame(_ interface: Interface, _ frame: Mbuf) -> Int32 {
+        guard !interface.isLoopback else {
+            let data = frame.pointee.data
+            let ethertype = UInt16(data[12]) << 8 | UInt16(data[13])
+            // As from a wire: what is for another station is nobody's here.
+            guard data[0] & 1 != 0 || (0..<6).allSatisfy({ data[$0] == 0 }) else {
+                interface.drops &+= 1
+                return drop(frame, 0)
+            }
+            pool { $0.adjust(frame, front: Self.headerLength, back: 0) }
+            return transmitLoopback(interface, frame, ethertype)
+        }
+        frame.pointee.pkt.l2_length = UInt16(Self.headerLength)
+        interface.packetsOut &+= 1
+        interface.bytesOut &+= UInt64(frame.pointee.pkt.length)
+        if let capture = interface.capture { capture.record(frame, isOutput: true) }
+        if frameListeners != 0 { show(frame, interface, isOutgoing: true) }
+        interface.device.transmit(frame)
+        return 0
+    }
+
     private func isBroadcast(_ interface: Interface, _ address: UnsafePointer<alps_addr>) -> Bool {
         let bytes = address.pointee.bytes
         if bytes.0 & bytes.1 & bytes.2 & bytes.3 == 0xff { return true }
@@ -245,6 +278,7 @@ package final class Ethernet {
             packet.pointee.pkt.ethertype = ethertype
             interface.packetsOut &+= 1
             interface.bytesOut &+= UInt64(packet.pointee.pkt.length)
+            if frameListeners != 0 { show(packet, interface, isOutgoing: true) }
         }
         interface.device.transmit(list)
         return 0
@@ -297,6 +331,7 @@ package final class Ethernet {
                 interface.packetsOut &+= 1
                 interface.bytesOut &+= UInt64(frame.pointee.pkt.length)
                 if let capture = interface.capture { capture.record(frame, isOutput: true) }
+                if frameListeners != 0 { show(frame, interface, isOutgoing: true) }
                 if let last { last.pointee.nextpkt = frame } else { first = frame }
                 last = frame
             }

@@ -7,7 +7,7 @@ import PluginAPI
 package class FrameDevice: Device {
     final let kernel: Kernel
     private final let pool: MbufPool
-    private final let descriptor: Int32
+    final let descriptor: Int32
     private final let headerSize: Int
     private final var handler: Readiness?
     /// The big cluster that the next frame's tail goes to; used up only by frames that need it.

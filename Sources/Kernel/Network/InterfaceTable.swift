@@ -142,6 +142,7 @@ package final class InterfaceTable {
             address: address)
         kernel.plugins.broadcast(&event)
         onChange?(kind, interface, address?.pointee)
+        kernel.linkSockets.interfaceChanged(kind, interface)
     }
 
     // MARK: Addresses

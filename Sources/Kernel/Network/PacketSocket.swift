@@ -47,6 +47,16 @@ package final class PacketSocket: FrameDevice {
         try super.init(descriptor: descriptor, headerSize: MemoryLayout<virtio_net_hdr>.size, kernel: kernel)
     }
 
+    package override func setPromiscuous(_ on: Bool) {
+        var request = packet_mreq()
+        request.mr_ifindex = Int32(if_nametoindex(name))
+        request.mr_type = UInt16(PACKET_MR_PROMISC)
+        // Without effect on an interface that is gone.
+        setsockopt(
+            descriptor, SOL_PACKET, on ? PACKET_ADD_MEMBERSHIP : PACKET_DROP_MEMBERSHIP, &request,
+            socklen_t(MemoryLayout<packet_mreq>.size))
+    }
+
     private static func question(_ descriptor: Int32, _ name: String, _ number: UInt) throws -> ifreq {
         guard (1...15).contains(name.utf8.count) else {
             throw KernelError(EINVAL, "'\(name)' is not an interface name: 1 to 15 characters")

@@ -60,7 +60,7 @@ extension Socket {
         case .tcp: isStream
         case .udp: raw.pointee.protocol == 17 && raw.pointee.type == ALPS_SOCK_DGRAM
         case .raw: raw.pointee.type == ALPS_SOCK_RAW
-        case nil: false
+        case .packet, nil: false
         }
         guard isLevel else { return setting ? ENOPROTOOPT : EOPNOTSUPP }
         return setting && length < 4 && level != 0 && level != 255 ? EINVAL : ENOPROTOOPT

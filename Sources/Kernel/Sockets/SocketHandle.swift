@@ -14,5 +14,10 @@ package struct SocketHandle: Hashable {
         rawValue = 1 << 56 | 0xff << 48 | UInt64(generation & 0xff_ffff) << 24 | UInt64(index & 0xff_ffff)
     }
 
+    /// Of a packet socket.
+    init(linkIndex index: UInt32, generation: UInt32) {
+        rawValue = 1 << 56 | 0xfe << 48 | UInt64(generation & 0xff_ffff) << 24 | UInt64(index & 0xff_ffff)
+    }
+
     var index: Int { Int(rawValue & 0xff_ffff) }
 }

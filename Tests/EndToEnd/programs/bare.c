@@ -1,8 +1,12 @@
 // Linked statically, so that the shim cannot be in front of its libc: what `alps run --strict` is for.
 // usage: bare connect ADDRESS PORT | serve PORT | udp ADDRESS PORT | udp-serve PORT | interfaces | ring | timeout PORT
+//             | packet INTERFACE
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/if_ether.h>
+#include <linux/if_packet.h>
 #include <net/if.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -140,6 +144,32 @@ static int interfaces(void) {
     return 0;
 }
 
+/// Frames of a type of its own through packet sockets: one sends, the other sees, with a filter; there are no rings.
+static int packets(const char *interface) {
+    int sender = socket(AF_PACKET, SOCK_RAW, 0), watcher = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, htons(ETH_P_ALL));
+    if (sender < 0 || watcher < 0) return failed("socket");
+    struct ifreq request = {0};
+    strncpy(request.ifr_name, interface, IFNAMSIZ - 1);
+    if (ioctl(sender, SIOCGIFINDEX, &request) != 0) return failed("SIOCGIFINDEX");
+    struct sockaddr_ll name = {.sll_family = AF_PACKET, .sll_ifindex = request.ifr_ifindex, .sll_protocol = htons(ETH_P_ALL)};
+    struct sock_filter code[] = {{0x28, 0, 0, 12}, {0x15, 0, 1, 0x88b5}, {6, 0, 0, 20}, {6, 0, 0, 0}};
+    struct sock_fprog program = {4, code};
+    if (setsockopt(watcher, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) != 0) return failed("SO_ATTACH_FILTER");
+    if (bind(watcher, (struct sockaddr *)&name, sizeof name) != 0) return failed("bind");
+    unsigned char frame[60] = {2, 0, 0, 0, 0, 7, 2, 0, 0, 0, 0, 8, 0x88, 0xb5, 'b', 'a', 'r', 'e'}, got[100];
+    name.sll_protocol = htons(0x88b5);
+    printf("sent %zd\n", sendto(sender, frame, sizeof frame, 0, (struct sockaddr *)&name, sizeof name));
+    struct pollfd ready = {.fd = watcher, .events = POLLIN};
+    printf("ready %d\n", poll(&ready, 1, 10000));
+    socklen_t length = sizeof name;
+    ssize_t count = recvfrom(watcher, got, sizeof got, 0, (struct sockaddr *)&name, &length);
+    printf("received %zd %.4s kind %d length %u\n", count, got + 14, name.sll_pkttype, length);
+    struct tpacket_req rings = {4096, 1, 2048, 2};
+    int status = setsockopt(watcher, SOL_PACKET, PACKET_RX_RING, &rings, sizeof rings);
+    printf("ring %d %s\n", status, strerror(errno));
+    return 0;
+}
+
 static void nothing(int number) { (void)number; }
 
 /// A wait that a time-out, and one that a signal ends.
@@ -170,6 +200,7 @@ int main(int count, char **words) {
     if (!strcmp(what, "udp") && count == 4) return datagrams(words[2], words[3]);
     if (!strcmp(what, "udp-serve") && count == 3) return serve_datagrams(words[2]);
     if (!strcmp(what, "interfaces")) return interfaces();
+    if (!strcmp(what, "packet") && count == 3) return packets(words[2]);
     if (!strcmp(what, "timeout") && count == 3) return waits(words[2]);
     if (!strcmp(what, "ring")) {
         char space[200] = {0};

@@ -12,7 +12,7 @@
 ///    ALPS_DOORWAY_BYTE with one end of a SOCK_SEQPACKET socketpair as SCM_RIGHTS, then close the connection.
 /// 2. Requests are a frame header and `length` bytes of payload. Replies carry the request id; any request may complete
 ///    later than the next. Request ids are chosen by the client, never reused in a session.
-/// 3. Sockets. AF_INET and AF_NETLINK sockets are one end of a socketpair made by the host and passed with SCM_RIGHTS
+/// 3. Sockets. AF_INET, AF_NETLINK and AF_PACKET sockets are one end of a socketpair made by the host and passed with SCM_RIGHTS
 ///    beside the reply: SOCK_STREAM for streams and listeners, SOCK_SEQPACKET for all others. The host's end is bound to the
 ///    abstract name "alps/STACK/HANDLE" (HANDLE: 16 hex digits), so getpeername() tells any holder what it has. The end
 ///    of file on the host's side means that the last reference is gone.
@@ -74,6 +74,7 @@
                                 ///< no header: another destination (family 0: the peer), TTL, TOS, source
 #define ALPS_OP_TAKE_ERROR 41u  ///< - -> alps_socket_error, quoted bytes: the oldest error message (MSG_ERRQUEUE); EAGAIN none
 #define ALPS_OP_PEEK_EVENT 42u  ///< - -> alps_datagram_event: what TAKE_EVENT would give, left where it is; EAGAIN nothing
+#define ALPS_OP_RING 50u        ///< - -> alps_ring_info, one descriptor: the memory of a packet socket's rings. EINVAL without any
 #define ALPS_OP_PROC_NET 21u    ///< name of a file of /proc/net ("dev", "route", "arp", "tcp", ...) -> its text as Linux has it; ENOENT
 
 /// In front of everything on a session. 40 bytes.
@@ -132,7 +133,9 @@ typedef struct alps_client_sockaddr {
     uint16_t family;  ///< AF_*, 0 = none
     uint16_t port;    ///< network byte order
     uint32_t scope;
-    uint8_t addr[16]; ///< network byte order, left-aligned. AF_NETLINK: port and mask of groups, four bytes each, native
+    uint8_t addr[16]; ///< network byte order, left-aligned. AF_NETLINK: port and mask of groups, four bytes each, native.
+                      ///< AF_PACKET, with the protocol in `port` and the interface in `scope`: ARPHRD_* in two bytes, native,
+                      ///< PACKET_* and the address' length in one each, the address
 } alps_client_sockaddr;
 
 typedef struct alps_socket_info {
@@ -185,6 +188,29 @@ typedef struct alps_datagram_header {
 } alps_datagram_header;
 _Static_assert(sizeof(alps_datagram_header) == 72, "layout");
 #define ALPS_DATAGRAM_MAGIC 0x44504c41u  ///< "ALPD"
+
+
+/// Packet sockets always have the header towards the client: `address` as sockaddr_ll, `ttl` 0, in `destination.addr` what
+/// PACKET_AUXDATA tells: TP_STATUS_* bits and the frame's length, four bytes each. Frames to be sent go by
+/// ALPS_OP_SEND_DATAGRAM, whose reply is a uint32: bytes sent; what is written into the pair, with a header or bare, is sent
+/// too, and nobody hears of errors. ALPS_OP_SETSOCKOPT with SO_ATTACH_FILTER carries the instructions themselves.
+///
+/// Rings. A socket with a receive ring gets no frames in its pair, but a *token* makes it readable: a header with
+/// ALPS_DATAGRAM_TOKEN, at most one. The host puts it there when a frame or block becomes available and none is out. The
+/// client takes it away before it waits while the ring is empty, and says so by a message of the one byte ALPS_TOKEN_TAKEN;
+/// the host then puts a new one there if the ring is not empty after all. So no wake-up is lost, and no poll spins.
+#define ALPS_DATAGRAM_TOKEN 1u
+#define ALPS_TOKEN_TAKEN 0x54u
+
+typedef struct alps_ring_info {
+    uint64_t bytes;    ///< of the rings, the receive ring first: what mmap(2) has to ask for
+    uint64_t control;  ///< offset of an alps_ring_control behind them, of the host's for the client
+} alps_ring_info;
+
+typedef struct alps_ring_control {
+    uint32_t last_status;  ///< offset / 4 of the status word of what was filled last: the ring is readable while that is not 0
+    uint32_t filled;       ///< counts what was filled; 0: `last_status` is void
+} alps_ring_control;
 
 typedef struct alps_datagram_event {
     int32_t error;     ///< errno, or 0: an empty datagram

@@ -6,7 +6,7 @@ import PluginAPI
 package struct SocketOption: Sendable {
     /// The levels of getsockopt(2) that Linux has for IPv4 sockets.
     package enum Level: Int32, Sendable {
-        case ip = 0, socket = 1, tcp = 6, udp = 17, raw = 255
+        case ip = 0, socket = 1, tcp = 6, udp = 17, raw = 255, packet = 263
 
         package var name: String {
             switch self {
@@ -15,6 +15,7 @@ package struct SocketOption: Sendable {
             case .tcp: "IPPROTO_TCP"
             case .udp: "IPPROTO_UDP"
             case .raw: "SOL_RAW"
+            case .packet: "SOL_PACKET"
             }
         }
     }
@@ -26,12 +27,14 @@ package struct SocketOption: Sendable {
         package static let stream = Sockets(rawValue: 1)
         package static let datagram = Sockets(rawValue: 2)
         package static let raw = Sockets(rawValue: 4)
+        package static let packet = Sockets(rawValue: 8)
+        /// Of the Internet.
         package static let all: Sockets = [.stream, .datagram, .raw]
 
         /// "TCP", "TCP and UDP"; empty for all.
         package var text: String {
             guard self != .all else { return "" }
-            let names: [(Sockets, String)] = [(.stream, "TCP"), (.datagram, "UDP"), (.raw, "raw")]
+            let names: [(Sockets, String)] = [(.stream, "TCP"), (.datagram, "UDP"), (.raw, "raw"), (.packet, "packet")]
             return names.filter { contains($0.0) }.map(\.1).joined(separator: " and ")
         }
     }

@@ -68,7 +68,7 @@ private func zeros(_ count: Int) -> [UInt8] { [UInt8](repeating: 0, count: count
 
 extension SocketOption {
     /// All of them, in the order of their levels and numbers.
-    package static let all: [SocketOption] = socketLevel + ipLevel + tcpLevel + udpLevel + rawLevel
+    package static let all: [SocketOption] = socketLevel + ipLevel + tcpLevel + udpLevel + rawLevel + packetLevel
 
     // MARK: SOL_SOCKET
 
@@ -296,5 +296,34 @@ extension SocketOption {
 
     private static let rawLevel: [SocketOption] = [
         acts(.raw, 1, "ICMP_FILTER", .bytes(0), on: .raw)
+    ]
+
+    // MARK: SOL_PACKET
+
+    private static let packetLevel: [SocketOption] = [
+        acts(.packet, 1, "PACKET_ADD_MEMBERSHIP", .bytes(16), on: .packet, readError: ENOPROTOOPT),
+        acts(.packet, 2, "PACKET_DROP_MEMBERSHIP", .bytes(16), on: .packet, readError: ENOPROTOOPT),
+        acts(.packet, 5, "PACKET_RX_RING", .bytes(16), on: .packet, readError: ENOPROTOOPT),
+        told(.packet, 6, "PACKET_STATISTICS", .bytes(0), on: .packet),
+        acts(.packet, 7, "PACKET_COPY_THRESH", .integer(anything), on: .packet),
+        acts(.packet, 8, "PACKET_AUXDATA", .flag, on: .packet),
+        acts(.packet, 9, "PACKET_ORIGDEV", .flag, on: .packet),
+        acts(.packet, 10, "PACKET_VERSION", .integer(0...2), on: .packet),
+        told(.packet, 11, "PACKET_HDRLEN", on: .packet),
+        acts(.packet, 12, "PACKET_RESERVE", .integer(natural), on: .packet),
+        acts(.packet, 13, "PACKET_TX_RING", .bytes(16), on: .packet, readError: ENOPROTOOPT),
+        acts(.packet, 14, "PACKET_LOSS", .flag, on: .packet),
+        refused(.packet, 15, "PACKET_VNET_HDR", .flag, on: .packet, EINVAL, "checksums are complete in what programs see"),
+        unavailable(.packet, 16, "PACKET_TX_TIMESTAMP", .integer(anything), on: .packet, ENOPROTOOPT, readError: ENOPROTOOPT),
+        kept(.packet, 17, "PACKET_TIMESTAMP", .integer(anything), on: .packet, "times are those of software"),
+        acts(.packet, 18, "PACKET_FANOUT", .integer(anything), on: .packet),
+        acts(.packet, 19, "PACKET_TX_HAS_OFF", .flag, on: .packet),
+        kept(.packet, 20, "PACKET_QDISC_BYPASS", .flag, on: .packet, "there is no queue to pass by"),
+        told(.packet, 21, "PACKET_ROLLOVER_STATS", .bytes(0), on: .packet),
+        acts(.packet, 22, "PACKET_FANOUT_DATA", .bytes(16), on: .packet, readError: ENOPROTOOPT),
+        acts(.packet, 23, "PACKET_IGNORE_OUTGOING", .integer(bit), on: .packet),
+        refused(
+            .packet, 24, "PACKET_VNET_HDR_SZ", .integer(anything), on: .packet, EINVAL,
+            "checksums are complete in what programs see"),
     ]
 }

@@ -83,12 +83,12 @@ extension UnsafeMutablePointer where Pointee == Instance {
         // What we have not sent cannot be wrong.
         guard isOwn(event.source) else { return count(.errorsUnmatched) }
         let protocolNumber = data[9]
-        if UInt16(protocolNumber) == Registration.protocol {
-            if !reportToEchoSocket(&event, quoted) { count(.errorsUnmatched) }
-            return
-        }
+        let isEchoSocketsOwn = UInt16(protocolNumber) == Registration.protocol && reportToEchoSocket(&event, quoted)
+        // Raw sockets, of this protocol too, are the host's to find.
         let cell = services.protoswCell
-        if cell.ops(alps_protosw_ops.self).pointee.control(cell.instance, protocolNumber, &event) != 0 {
+        if cell.ops(alps_protosw_ops.self).pointee.control(cell.instance, protocolNumber, &event) != 0,
+            !isEchoSocketsOwn
+        {
             count(.errorsUnmatched)
         }
     }

@@ -82,6 +82,10 @@ private func learnAncillary(_ found: EntryPointer) {
 /// Remembers an option that asks for ancillary data.
 func noteAncillary(_ found: EntryPointer, _ level: Int32, _ name: Int32, on: Bool) {
     if found.pointee.isNetlink { return noteNetlinkAncillary(found, level, name, on: on) }
+    if level == Int32(IPPROTO_IP), name == IP_RECVERR, found.pointee.isDatagram {
+        if on { found.pointee.state |= Entry.wantsErrors } else { found.pointee.state &= ~Entry.wantsErrors }
+        return
+    }
     let bit: UInt8
     if level == SOL_SOCKET {
         bit = name == SO_TIMESTAMP ? Entry.timestamp : name == SO_TIMESTAMPNS ? Entry.timestampNanoseconds : 0

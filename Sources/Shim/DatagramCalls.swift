@@ -35,7 +35,9 @@ func receiveBytes(
 func receiveDatagram(
     _ descriptor: Int32, _ found: EntryPointer, _ message: UnsafeMutablePointer<msghdr>, _ flags: Int32
 ) -> Int {
-    if flags & Int32(MSG_ERRQUEUE) != 0 { return fail(EAGAIN) }
+    if flags & Int32(MSG_ERRQUEUE) != 0 {
+        return found.pointee.isNetlink ? fail(EAGAIN) : receiveError(descriptor, found, message, flags)
+    }
     if flags & Int32(MSG_OOB) != 0, found.pointee.isNetlink { return fail(EOPNOTSUPP) }
     // Linux takes no notice of it here.
     let flags = flags & ~Int32(MSG_OOB)

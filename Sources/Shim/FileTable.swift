@@ -53,6 +53,10 @@ struct Entry {
     static var ancillaryKnown: UInt8 { 8 }
     /// What is sent is held back by the host until a call without MSG_MORE.
     static var heldBack: UInt8 { 32 }
+    /// The host puts urgent bytes into the pair as the pair's own.
+    static var watchesUrgent: UInt8 { 64 }
+    /// IP_RECVERR is set.
+    static var wantsErrors: UInt8 { 128 }
     /// SO_RCVBUF or SO_SNDBUF were set.
     static var buffersSet: UInt8 { 16 }
 

@@ -33,6 +33,23 @@ struct RealFunctions {
     var getpeername: (@convention(c) (Int32, UnsafeMutableRawPointer?, SocketLength?) -> Int32)? = nil
     var getsockopt: (@convention(c) (Int32, Int32, Int32, UnsafeMutableRawPointer?, SocketLength?) -> Int32)? = nil
     var setsockopt: (@convention(c) (Int32, Int32, Int32, UnsafeRawPointer?, socklen_t) -> Int32)? = nil
+    var poll: (@convention(c) (UnsafeMutablePointer<pollfd>?, UInt, Int32) -> Int32)? = nil
+    var ppoll:
+        (@convention(c) (UnsafeMutablePointer<pollfd>?, UInt, UnsafeRawPointer?, UnsafeRawPointer?) -> Int32)? = nil
+    var select:
+        (
+            @convention(c) (
+                Int32, UnsafeMutableRawPointer?, UnsafeMutableRawPointer?, UnsafeMutableRawPointer?,
+                UnsafeMutableRawPointer?
+            ) -> Int32
+        )? = nil
+    var pselect:
+        (
+            @convention(c) (
+                Int32, UnsafeMutableRawPointer?, UnsafeMutableRawPointer?, UnsafeMutableRawPointer?, UnsafeRawPointer?,
+                UnsafeRawPointer?
+            ) -> Int32
+        )? = nil
     var sockatmark: (@convention(c) (Int32) -> Int32)? = nil
     var ioctl: (@convention(c) (Int32, UInt, UnsafeMutableRawPointer?) -> Int32)? = nil
     var fcntl: (@convention(c) (Int32, Int32, Int) -> Int32)? = nil
@@ -148,6 +165,10 @@ func findRealFunctions() {
     found.getpeername = next("getpeername", type(of: found.getpeername))
     found.getsockopt = next("getsockopt", type(of: found.getsockopt))
     found.setsockopt = next("setsockopt", type(of: found.setsockopt))
+    found.poll = next("poll", type(of: found.poll))
+    found.ppoll = next("ppoll", type(of: found.ppoll))
+    found.select = next("select", type(of: found.select))
+    found.pselect = next("pselect", type(of: found.pselect))
     found.sockatmark = next("sockatmark", type(of: found.sockatmark))
     found.ioctl = next("ioctl", type(of: found.ioctl))
     found.fcntl = next("fcntl", type(of: found.fcntl))

@@ -41,7 +41,7 @@ WANTED = {
 # Those that do the right thing on a socket of the stack, which is a UNIX socket to the kernel.
 LEFT_ALONE = {
     "the kernel waits on the pair, which is as ready as the socket":
-        "select __select pselect poll __poll ppoll __poll_chk __ppoll_chk epoll_create epoll_create1 epoll_wait "
+        "epoll_create epoll_create1 epoll_wait epoll_pwait "
         "epoll_pwait epoll_pwait2",
     "checks a number, whatever the descriptor is": "__fdelt_chk",
     "the kernel gives ESPIPE for any socket":

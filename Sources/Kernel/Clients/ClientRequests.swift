@@ -174,6 +174,22 @@ enum ClientRequests {
         case UInt32(ALPS_OP_SEND_DATAGRAM):
             guard let channel = socket.channel as? InBandDatagramChannel else { return session.reply(frame, error: EOPNOTSUPP) }
             session.reply(frame, error: payload.withUnsafeBytes { channel.sendOne($0) })
+        case UInt32(ALPS_OP_REQUEUE):
+            guard let channel = socket.channel as? InBandDatagramChannel else { return session.reply(frame, error: EOPNOTSUPP) }
+            session.reply(frame, error: payload.withUnsafeBytes { channel.requeue($0) })
+        case UInt32(ALPS_OP_TAKE_ERROR):
+            let flags = load(payload, UInt32.self) ?? 0
+            guard let found = socket.takeQueuedError(peek: flags & UInt32(MSG_PEEK) != 0) else {
+                return session.reply(frame, error: EAGAIN)
+            }
+            let report = alps_error_report(
+                error: found.error, type: found.type, code: found.code, reserved: 0, mtu: found.mtu, reserved2: 0,
+                offender: clientAddress(found.offender), destination: clientAddress(found.destination))
+            session.reply(frame, bytes(report) + found.payload)
+        case UInt32(ALPS_OP_WATCH_URGENT):
+            guard let channel = socket.channel as? InBandStreamChannel else { return session.reply(frame, error: EOPNOTSUPP) }
+            channel.watchUrgent(socket)
+            session.reply(frame)
         case UInt32(ALPS_OP_SEND_OOB):
             guard let byte = payload.first, socket.isStream else { return session.reply(frame, error: EOPNOTSUPP) }
             let written = socket.write([byte], flags: UInt32(ALPS_SENT_OOB))

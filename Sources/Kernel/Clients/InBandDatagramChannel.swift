@@ -183,6 +183,14 @@ final class InBandDatagramChannel: Channel {
     private func push() {
         guard isOpen, !socket.isClosed else { return }
         if socket.pendingError == 0 { errorTold = false }
+        // One announcement for each message of the error queue, and none again: who does not read it is not held up by it.
+        while let error = socket.untoldError, events.count < 64 {
+            guard tell(alps_datagram_event(error: error, reserved: 0, address: alps_client_sockaddr())) else {
+                return wantRoom(true)
+            }
+            socket.errorWasTold()
+            errorTold = true
+        }
         if socket.pendingError != 0, !errorTold, events.count < 64 {
             guard tell(alps_datagram_event(error: socket.pendingError, reserved: 0, address: alps_client_sockaddr())) else {
                 return wantRoom(true)
@@ -243,6 +251,21 @@ final class InBandDatagramChannel: Channel {
                 return sent >= 0 || errno != EAGAIN
             }
         }
+    }
+
+    /// ALPS_OP_REQUEUE: a header and a payload, which go into the pair in the form that messages have now.
+    func requeue(_ message: UnsafeRawBufferPointer) -> Int32 {
+        let headerSize = MemoryLayout<alps_datagram_header>.size
+        guard isOpen, message.count >= headerSize, message.count <= Self.largest else { return EINVAL }
+        let header = message.loadUnaligned(as: alps_datagram_header.self)
+        guard header.magic == UInt32(ALPS_DATAGRAM_MAGIC) else { return EINVAL }
+        let bare = UnsafeRawBufferPointer(rebasing: message[headerSize...])
+        let form = socket.isConnected ? bare : message
+        if form.isEmpty {
+            return events.count < 64 && tell(alps_datagram_event(error: 0, reserved: 0, address: header.address)) ? 0 : ENOBUFS
+        }
+        let sent = Glibc.send(descriptor, form.baseAddress!, form.count, Int32(MSG_DONTWAIT) | Int32(MSG_NOSIGNAL))
+        return sent >= 0 ? 0 : ENOBUFS
     }
 
     /// What the oldest message of no bytes stood for.

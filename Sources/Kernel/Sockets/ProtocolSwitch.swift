@@ -37,6 +37,8 @@ package final class ProtocolSwitch {
     private var opsTable: UnsafeMutablePointer<alps_protosw_ops>?
     /// In order of registration, entries of draining instances included.
     package private(set) var entries: [ProtocolEntry] = []
+    /// The error message that a transport is being told of.
+    private var message: UnsafePointer<alps_ctl_event>?
     /// The default taker of packets, by family slot and protocol number.
     private let takers = UnsafeMutablePointer<Taker>.allocate(capacity: 2 * 256)
 
@@ -233,13 +235,52 @@ package final class ProtocolSwitch {
         }
     }
 
+    /// A transport has set a socket's error: if that is what an error message means to it, the message goes to the socket's
+    /// error queue.
+    func noteError(_ socket: Socket) {
+        guard let message, socket.raw.pointee.options & ALPS_SO_RECVERR != 0, !socket.isStream else { return }
+        socket.queueError(message)
+    }
+
+    /// Raw sockets of the protocol that want to hear of errors and could have sent the quoted packet. True if one has heard.
+    private func tellRawSockets(_ protocolNumber: UInt8, _ event: UnsafeMutablePointer<alps_ctl_event>) -> Bool {
+        guard kernel.sockets.hasRawSockets, event.pointee.error != 0 else { return false }
+        var told = false
+        for socket in kernel.sockets.all where socket.raw.pointee.type == UInt16(ALPS_SOCK_RAW) {
+            let netpcb = socket.raw.pointee.netpcb
+            guard socket.raw.pointee.protocol == UInt16(protocolNumber), socket.raw.pointee.domain == event.pointee.family,
+                socket.raw.pointee.options & ALPS_SO_RECVERR != 0,
+                Self.matches(netpcb.pointee.local, event.pointee.source),
+                Self.matches(netpcb.pointee.remote, event.pointee.destination)
+            else { continue }
+            socket.raw.pointee.error = event.pointee.error
+            socket.queueError(event)
+            told = true
+        }
+        return told
+    }
+
+    private static func matches(_ own: alps_addr, _ quoted: alps_addr) -> Bool {
+        NetworkAddress(address: own) == NetworkAddress(address: alps_addr())
+            || NetworkAddress(address: own) == NetworkAddress(address: quoted)
+    }
+
     fileprivate func control(_ protocolNumber: UInt8, _ event: UnsafeMutablePointer<alps_ctl_event>) -> Int32 {
+        let told = tellRawSockets(protocolNumber, event)
+        message = UnsafePointer(event)
+        defer { message = nil }
+        let status = controlOwner(protocolNumber, event)
+        return told ? 0 : status
+    }
+
+    private func controlOwner(_ protocolNumber: UInt8, _ event: UnsafeMutablePointer<alps_ctl_event>) -> Int32 {
         let taker = takers[Self.slot(event.pointee.family, protocolNumber)]
         guard let sw = taker.sw, let instance = taker.instance, let quoted = event.pointee.quoted else {
             return Int32(ALPS_ENOENT)
         }
         guard taker.demux == UInt8(ALPS_DEMUX_PORTS) else {
-            sw.pointee.ctlinput?(instance, event)
+            guard let input = sw.pointee.ctlinput else { return Int32(ALPS_ENOENT) }
+            input(instance, event)
             return 0
         }
         let offset = Int(event.pointee.transport_offset)

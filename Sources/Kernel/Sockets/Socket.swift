@@ -104,6 +104,8 @@ package final class Socket {
     var isReceiveSizeChosen: Bool { raw.pointee.options & ALPS_SO_RCVBUF_CHOSEN != 0 }
     /// Streams: the urgent byte.
     var urgent = UrgentByte()
+    /// Datagrams: what error messages said.
+    var errors = ErrorQueue()
 
     /// In front of the C structure: a pointer back to this object. Behind it: the network attachment.
     private let block: UnsafeMutableRawPointer

@@ -55,7 +55,10 @@ private func cannotReceiveMore(_: UnsafeMutableRawPointer, _ so: RawSocket) {
 
 private func setError(_: UnsafeMutableRawPointer, _ so: RawSocket, _ error: Int32) {
     so.pointee.error = error
-    withSocket(so) { $0.markDirty() }
+    withSocket(so) {
+        $0.kernel.protocols.noteError($0)
+        $0.markDirty()
+    }
 }
 
 private func hasUrgent(_: UnsafeMutableRawPointer, _ so: RawSocket, _ mark: UInt64, _ byte: Int32) {

@@ -155,6 +155,7 @@ package final class SocketLayer {
             count(.refused)
             throw KernelError(ENFILE, "the limit of \(maxSockets.value) sockets is reached (kern.ipc.maxsockets)")
         }
+        if entry.isRaw { hasRawSockets = true }
         let index: Int
         if let free = freeSlots.popLast() {
             index = free
@@ -192,6 +193,9 @@ package final class SocketLayer {
     }
 
     /// All sockets, in order of their slots.
+    /// There has been a raw socket.
+    private(set) var hasRawSockets = false
+
     package var all: [Socket] { slots.compactMap { $0 } }
 
     func forget(_ socket: Socket) {

@@ -72,6 +72,10 @@
 #define ALPS_OP_UNCONNECT 20u   ///< datagram socket: forget the peer -> -
 #define ALPS_OP_SEND_DATAGRAM 40u ///< alps_datagram_header, payload -> -. For a connected datagram socket, whose messages have
                                 ///< no header: another destination (family 0: the peer), TTL, TOS, source
+#define ALPS_OP_REQUEUE 41u     ///< alps_datagram_header, payload -> -. A message that was read from a datagram socket's pair before
+                                ///< connect() or its undoing changed the form of messages: it is put into the pair again
+#define ALPS_OP_WATCH_URGENT 42u ///< - -> -: from now on urgent bytes of this stream go into the pair as its own urgent bytes
+#define ALPS_OP_TAKE_ERROR 43u  ///< uint32 flags (MSG_PEEK) -> alps_error_report, quoted payload: the oldest of the error queue; EAGAIN
 #define ALPS_OP_PROC_NET 21u    ///< name of a file of /proc/net ("dev", "route", "arp", "tcp", ...) -> its text as Linux has it; ENOENT
 
 /// In front of everything on a session. 40 bytes.
@@ -189,6 +193,17 @@ typedef struct alps_datagram_event {
     uint32_t reserved;
     alps_client_sockaddr address;
 } alps_datagram_event;
+
+/// One error message about a datagram, for a socket with IP_RECVERR. The datagram's payload, as far as it was quoted, follows;
+/// of a raw socket's from the transport header on.
+typedef struct alps_error_report {
+    int32_t error;      ///< errno
+    uint8_t type, code; ///< of ICMP
+    uint16_t reserved;
+    uint32_t mtu;       ///< with EMSGSIZE
+    uint32_t reserved2;
+    alps_client_sockaddr offender, destination;
+} alps_error_report;
 
 typedef struct alps_interface_record {
     char name[16];

@@ -13,7 +13,7 @@ UNITS = ["unit/networking", "unit/protocol", "unit/pubsub", "unit/limits", "unit
          "unit/auth", "integration/replication", "integration/replication-2", "integration/replication-3",
          "integration/replication-4", "integration/replication-psync", "integration/block-repl", "integration/psync2",
          "integration/redis-cli", "integration/redis-benchmark"]
-PROGRAMS = ["redis-server", "redis-cli", "redis-benchmark", "redis-sentinel", "redis-check-aof", "redis-check-rdb"]
+PROGRAMS = ["redis-server", "redis-cli", "redis-benchmark", "redis-check-aof", "redis-check-rdb"]
 
 
 @pytest.fixture(scope="module")

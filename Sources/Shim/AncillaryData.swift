@@ -88,7 +88,7 @@ private func learnAncillary(_ found: EntryPointer) {
         if isSet(Int32(IPPROTO_IP), IP_RECVTOS) { asked |= Entry.typeOfService }
         if isSet(Int32(IPPROTO_IP), IP_RECVERR) {
             asked |= Entry.errorQueue
-            datagramErrors.mayCome = true
+            readiness.mayDiffer = true
         }
     }
     if isSet(SOL_SOCKET, SO_TIMESTAMP) { asked |= Entry.timestamp }
@@ -111,7 +111,7 @@ func noteAncillary(_ found: EntryPointer, _ level: Int32, _ name: Int32, on: Boo
             : name == IP_RECVTTL
                 ? Entry.timeToLive
                 : name == IP_RECVTOS ? Entry.typeOfService : name == IP_RECVERR ? Entry.errorQueue : 0
-        if bit == Entry.errorQueue, on { datagramErrors.mayCome = true }
+        if bit == Entry.errorQueue, on { readiness.mayDiffer = true }
     } else {
         bit = 0
     }

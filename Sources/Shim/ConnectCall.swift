@@ -137,31 +137,49 @@ private func connectDatagram(_ descriptor: Int32, _ found: EntryPointer, _ targe
     let reply = ask(ALPS_OP_CONNECT, about: found, &request, MemoryLayout<alps_connect_request>.size)
     guard reply.error == 0 else { return fail(controlError(reply.error)) }
     found.pointee.kind = .connectedDatagram
-    datagramErrors.mayCome = true
+    readiness.mayDiffer = true
     found.pointee.peerAddress = target.address
     found.pointee.peerPort = target.port
-    dropQueued(descriptor, withHeader: true)
+    requeue(descriptor, found, withHeader: true, peer: target)
     return 0
 }
 
 private func unconnect(_ descriptor: Int32, _ found: EntryPointer) -> Int32 {
     let reply = ask(ALPS_OP_UNCONNECT, about: found)
     guard reply.error == 0 else { return fail(controlError(reply.error)) }
+    let peer = Endpoint(address: found.pointee.peerAddress, port: found.pointee.peerPort)
     found.pointee.kind = .datagram
     found.pointee.peerAddress = 0
     found.pointee.peerPort = 0
-    dropQueued(descriptor, withHeader: false)
+    requeue(descriptor, found, withHeader: false, peer: peer)
     return 0
 }
 
-/// Messages that were queued before the form of messages changed are of the other form: they are lost, as datagrams may be.
-private func dropQueued(_ descriptor: Int32, withHeader: Bool) {
+/// Messages that were queued before the form of messages changed are of the other form: the host puts them into the pair
+/// again, behind what has come since. `peer`: the source of those without a header.
+private func requeue(_ descriptor: Int32, _ found: EntryPointer, withHeader: Bool, peer: Endpoint) {
     let error = alps_errno()
-    while true {
-        var magic: UInt32 = 0
+    defer { alps_set_errno(error) }
+    var magic: UInt32 = 0
+    func isOfOtherForm() -> Bool {
+        magic = 0
         let got = alps_sys_recv(descriptor, &magic, 4, Int32(MSG_PEEK | MSG_DONTWAIT))
-        guard got > 0, (got == 4 && magic == ALPS_DATAGRAM_MAGIC) == withHeader else { break }
-        _ = alps_sys_recv(descriptor, &magic, 4, Int32(MSG_DONTWAIT))
+        return got > 0 && (got == 4 && magic == ALPS_DATAGRAM_MAGIC) == withHeader
     }
-    alps_set_errno(error)
+    guard isOfOtherForm() else { return }
+    let size = MemoryLayout<alps_datagram_header>.size
+    guard let space = malloc(size + 65536) else { return }
+    defer { free(space) }
+    repeat {
+        let head = withHeader ? 0 : size
+        let got = alps_sys_recv(descriptor, space + head, size + 65536 - head, Int32(MSG_DONTWAIT))
+        guard got > 0 else { return }
+        if !withHeader {
+            var header = alps_datagram_header()
+            header.magic = ALPS_DATAGRAM_MAGIC
+            header.address = clientAddress(peer)
+            memcpy(space, &header, size)
+        }
+        _ = ask(ALPS_OP_REQUEUE, about: found, space, head + got)
+    } while isOfOtherForm()
 }

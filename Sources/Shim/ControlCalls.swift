@@ -28,11 +28,16 @@ public func shimIoctl(_ descriptor: Int32, _ command: UInt, _ argument: UnsafeMu
     case UInt(SIOCGIFCONF): return interfaceConfiguration(argument)
     case UInt(SIOCADDRT), UInt(SIOCDELRT): return changeRoute(command, found.pointee.handle, argument)
     case UInt(SIOCSPGRP), UInt(FIOSETOWN), UInt(SIOCGPGRP), UInt(FIOGETOWN):
+        // Who is to get SIGURG.
+        watchUrgent(descriptor)
         return real.ioctl.unsafelyUnwrapped(descriptor, command, argument)
     default:
         let size = argumentSize(command)
         guard let argument else { return fail(EFAULT) }
         if command == alps_SIOCATMARK, found.pointee.kind == .stream {
+            if found.pointee.state & Entry.watchesUrgent != 0 {
+                return real.ioctl.unsafelyUnwrapped(descriptor, command, argument)
+            }
             // The host knows where the mark is, the pair how far the program has read.
             guard real.ioctl.unsafelyUnwrapped(descriptor, alps_FIONREAD, argument) == 0 else { return -1 }
         }

@@ -264,6 +264,11 @@ private func receiveSpecial(
 ) -> Int {
     if flags & Int32(MSG_ERRQUEUE) != 0 { return fail(EAGAIN) }
     guard let found = stackSocket(descriptor) else { return fail(EBADF) }
+    if found.pointee.state & Entry.watchesUrgent != 0 {
+        let got = real.recvfrom.unsafelyUnwrapped(descriptor, buffer, count, flags, nil, nil)
+        // Without one in the pair it may wait behind what has no room there yet.
+        guard got < 0, alps_errno() == EINVAL else { return got }
+    }
     var request = UInt32(bitPattern: flags & Int32(MSG_PEEK))
     var byte: UInt8 = 0
     let reply = ask(ALPS_OP_RECV_OOB, about: found, &request, 4, into: &byte, 1)

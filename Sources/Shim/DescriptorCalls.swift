@@ -136,6 +136,8 @@ private func makeRoom(_ descriptor: Int32, _ target: Int32) -> Bool {
 public func shimFcntl(_ descriptor: Int32, _ command: Int32, _ argument: Int) -> Int32 {
     ensureReady()
     if kind(of: descriptor) == .hidden, isHidden(descriptor) { return fail(EBADF) }
+    let setOwnerExtended: Int32 = 15
+    if command == F_SETOWN || command == setOwnerExtended { watchUrgent(descriptor) }
     let result = real.fcntl.unsafelyUnwrapped(descriptor, command, argument)
     if result >= 0, command == F_DUPFD || command == F_DUPFD_CLOEXEC { copyEntry(from: descriptor, to: result) }
     return result

@@ -23,6 +23,10 @@ public func shimEpollControl(
     _ epoll: Int32, _ operation: Int32, _ descriptor: Int32, _ event: UnsafeMutableRawPointer?
 ) -> Int32 {
     ensureReady()
+    let urgent: UInt32 = 2  // EPOLLPRI
+    if operation != Control.delete, let event, event.loadUnaligned(as: UInt32.self) & urgent != 0 {
+        watchUrgent(descriptor)
+    }
     let result = alps_sys_epoll_ctl(epoll, operation, descriptor, event)
     guard result == 0, let found = entry(of: descriptor), found.pointee.isStream || found.pointee.isPacket else { return result }
     if operation == Control.delete {

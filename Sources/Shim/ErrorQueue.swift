@@ -4,14 +4,7 @@ import ShimEntry
 
 // Errors of datagrams that were sent. A connected socket hears of them; with IP_RECVERR the messages are kept as well, and
 // recvmsg(MSG_ERRQUEUE) fetches them from the host. In the pair an error is a message of no bytes, which is POLLIN to the
-// kernel: poll() is finished here, in processes that have such sockets. epoll says EPOLLIN.
-
-struct DatagramErrors {
-    /// Some socket of this process is connected, or has set IP_RECVERR.
-    var mayCome = false
-}
-
-nonisolated(unsafe) var datagramErrors = DatagramErrors()
+// kernel: poll() is put right, in processes that have such sockets. epoll says EPOLLIN.
 
 /// recvmsg(MSG_ERRQUEUE): never waits.
 @inline(never)
@@ -90,35 +83,21 @@ private func isTokenNext(_ descriptor: Int32) -> Bool {
         && alps_sys_poll(descriptor, POLLIN | 0x2000, 0) & (POLLHUP | 0x2000) == 0
 }
 
-/// Says POLLERR where the pair's POLLIN is an error message. Returns how many entries have events then.
-@inline(never)
-func correctErrors(_ entries: UnsafeMutablePointer<pollfd>, _ count: UInt, _ ready: Int32) -> Int32 {
-    let error = alps_errno()
-    defer { alps_set_errno(error) }
-    var ready = ready
-    for index in 0..<Int(count) where entries[index].revents & Int16(POLLIN) != 0 {
-        guard let found = entry(of: entries[index].fd), found.pointee.isDatagram, !found.pointee.isNetlink,
-            !found.pointee.isPacket,
-            found.pointee.kind == .connectedDatagram || found.pointee.ancillary & Entry.errorQueue != 0
-        else { continue }
-        while isTokenNext(entries[index].fd) {
-            var event = alps_datagram_event()
-            let reply = ask(
-                ALPS_OP_PEEK_EVENT, about: found, into: &event, MemoryLayout<alps_datagram_event>.size)
-            if reply.error == 0 {
-                if event.error != 0 {
-                    entries[index].revents =
-                        entries[index].revents & ~Int16(POLLIN | POLLRDNORM) | Int16(POLLERR)
-                }
-                break
-            }
-            guard reply.error == EAGAIN else { break }
-            forgetToken(entries[index].fd, found)
-            if alps_sys_poll(entries[index].fd, POLLIN, 0) & POLLIN == 0 {
-                entries[index].revents &= ~Int16(POLLIN | POLLRDNORM)
-            }
+/// Says POLLERR where the pair's POLLIN is an error.
+func correctError(_ entry: inout pollfd, _ found: EntryPointer) {
+    guard !found.pointee.isNetlink, !found.pointee.isPacket,
+        found.pointee.kind == .connectedDatagram || found.pointee.ancillary & Entry.errorQueue != 0
+    else { return }
+    while isTokenNext(entry.fd) {
+        var event = alps_datagram_event()
+        let reply = ask(
+            ALPS_OP_PEEK_EVENT, about: found, into: &event, MemoryLayout<alps_datagram_event>.size)
+        if reply.error == 0 {
+            if event.error != 0 { entry.revents = entry.revents & ~Int16(POLLIN | POLLRDNORM) | Int16(POLLERR) }
+            return
         }
-        if entries[index].revents == 0 { ready -= 1 }
+        guard reply.error == EAGAIN else { return }
+        forgetToken(entry.fd, found)
+        if alps_sys_poll(entry.fd, POLLIN, 0) & POLLIN == 0 { entry.revents &= ~Int16(POLLIN | POLLRDNORM) }
     }
-    return ready
 }

@@ -53,6 +53,8 @@ struct Entry {
     static var ancillaryKnown: UInt8 { 8 }
     /// What is sent is held back by the host until a call without MSG_MORE.
     static var heldBack: UInt8 { 32 }
+    /// The host puts urgent bytes into the pair as the pair's own.
+    static var watchesUrgent: UInt8 { 64 }
     /// SO_RCVBUF or SO_SNDBUF were set.
     static var buffersSet: UInt8 { 16 }
 
@@ -180,7 +182,7 @@ func register(_ descriptor: Int32, _ info: alps_socket_info, fresh: Bool) -> Ent
         }
     } else {
         new.kind = UInt32(info.flags) & ALPS_INFO_CONNECTED != 0 ? .connectedDatagram : .datagram
-        if new.kind == .connectedDatagram { datagramErrors.mayCome = true }
+        if new.kind == .connectedDatagram { readiness.mayDiffer = true }
     }
     if fresh { new.state = Entry.ancillaryKnown }
     found.pointee = new

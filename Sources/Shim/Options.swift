@@ -71,6 +71,9 @@ public func shimSetsockopt(
         Int(length))
     if isPairs { return 0 }
     guard reply.error == 0 else { return fail(controlError(reply.error)) }
+    if level == SOL_SOCKET, name == SO_OOBINLINE, found.pointee.isStream {
+        _ = alps_sys_setsockopt(descriptor, level, name, value, length)
+    }
     if level == SOL_SOCKET, name == SO_RCVBUF || name == SO_SNDBUF { found.pointee.state |= Entry.buffersSet }
     let on = value.map {
         length >= 4 ? $0.loadUnaligned(as: Int32.self) != 0 : length > 0 && $0.loadUnaligned(as: UInt8.self) != 0

@@ -9,7 +9,10 @@ import ShimEntry
 private struct AddressResolver {
     var library: UnsafeMutableRawPointer? = nil
     var tried = false
-    var initialise: (@convention(c) (UnsafeMutablePointer<OpaquePointer?>) -> Int32)? = nil
+    var initialise:
+        (
+            @convention(c) (UnsafeMutablePointer<OpaquePointer?>, UnsafePointer<alps_ares_options>, Int32) -> Int32
+        )? = nil
     var destroy: (@convention(c) (OpaquePointer) -> Void)? = nil
     var addresses:
         (
@@ -50,7 +53,7 @@ func hasResolver() -> Bool {
             unsafeBitCast(
                 dlsym(library, UnsafeRawPointer(name.utf8Start).assumingMemoryBound(to: CChar.self)), to: Function.self)
         }
-        found.initialise = function("ares_init", type(of: found.initialise))
+        found.initialise = function("ares_init_options", type(of: found.initialise))
         found.destroy = function("ares_destroy", type(of: found.destroy))
         found.addresses = function("ares_getaddrinfo", type(of: found.addresses))
         found.freeAddresses = function("ares_freeaddrinfo", type(of: found.freeAddresses))
@@ -110,13 +113,27 @@ private func run(_ host: inout FoundHost, _ start: (OpaquePointer, UnsafeMutable
     alps_shim_resolving_begin()
     defer { alps_shim_resolving_end() }
     var made: OpaquePointer?
-    guard resolver.initialise.unsafelyUnwrapped(&made) == 0, let channel = made else { return EAI_MEMORY }
+    var options = alps_ares_options()
+    setPatience(&options)
+    let timeMilliseconds: Int32 = 1 << 13
+    let tries: Int32 = 1 << 2
+    guard resolver.initialise.unsafelyUnwrapped(&made, &options, timeMilliseconds | tries) == 0, let channel = made
+    else { return EAI_MEMORY }
     withUnsafeMutablePointer(to: &host) {
         start(channel, $0)
         wait(channel, $0)
     }
     resolver.destroy.unsafelyUnwrapped(channel)
     return lookUpError(host.status)
+}
+
+/// How long and how often to ask, as libc has it from resolv.conf and RES_OPTIONS. c-ares' own default is 75 seconds.
+private func setPatience(_ options: inout alps_ares_options) {
+    var time: Int32 = 5
+    var tries: Int32 = 2
+    alps_resolver_patience(&time, &tries)
+    options.timeout = time * 1000
+    options.tries = tries
 }
 
 private func wait(_ channel: OpaquePointer, _ host: UnsafeMutablePointer<FoundHost>) {
@@ -140,8 +157,12 @@ private func wait(_ channel: OpaquePointer, _ host: UnsafeMutablePointer<FoundHo
                 }
                 var longest = timeval(tv_sec: 5, tv_usec: 0)
                 var limit = timeval()
-                _ = resolver.timeout.unsafelyUnwrapped(channel, &longest, &limit)
-                let chosen = limit.tv_sec * 1_000_000 + limit.tv_usec > 5_000_000 || limit.tv_sec < 0 ? longest : limit
+                // The answer is where the shorter of the two is; the other one may not have been written.
+                let chosen = withUnsafeMutablePointer(to: &longest) { longest in
+                    withUnsafeMutablePointer(to: &limit) {
+                        resolver.timeout.unsafelyUnwrapped(channel, longest, $0)?.pointee ?? longest.pointee
+                    }
+                }
                 var time = timespec(tv_sec: chosen.tv_sec, tv_nsec: chosen.tv_usec * 1000)
                 if count == 0 {
                     // Nothing to wait for: let it notice its time-outs.

@@ -1,17 +1,18 @@
 import CLibc
 import ClientAPI
 
-// Waiting is the kernel's: it waits on the pairs, which are as ready as the sockets. Two things are put right around it: a
-// ring of a packet socket that the program has emptied is not readable (PacketRings), and the error of a datagram socket
-// is POLLERR, not POLLIN (ErrorQueue).
+// Waiting is the kernel's: it waits on the pairs, which are as ready as the sockets. Three things are put right around it: a
+// ring of a packet socket that the program has emptied is not readable (PacketRings), the error of a datagram socket is
+// POLLERR, not POLLIN (ErrorQueue), and urgent data do not make a stream readable (UrgentWatch).
 
 @c(alps_entry_poll)
 public func shimPoll(_ entries: UnsafeMutablePointer<pollfd>?, _ count: UInt, _ timeout: Int32) -> Int32 {
     ensureReady()
     settleRings()
+    prepareUrgent(entries, count)
     var result = real.poll.unsafelyUnwrapped(entries, count, timeout)
-    while result > 0, datagramErrors.mayCome, !activation.confined, let entries {
-        result = correctErrors(entries, count, result)
+    while result > 0, readiness.mayDiffer, !activation.confined, let entries {
+        result = correct(entries, count, result)
         // All of it had passed. How much of a bounded wait is left is not known, so it ends here.
         guard result == 0, timeout < 0 else { break }
         result = real.poll.unsafelyUnwrapped(entries, count, timeout)
@@ -39,9 +40,10 @@ public func shimPpoll(
 ) -> Int32 {
     ensureReady()
     settleRings()
+    prepareUrgent(entries, count)
     var result = real.ppoll.unsafelyUnwrapped(entries, count, timeout, mask)
-    while result > 0, datagramErrors.mayCome, !activation.confined, let entries {
-        result = correctErrors(entries, count, result)
+    while result > 0, readiness.mayDiffer, !activation.confined, let entries {
+        result = correct(entries, count, result)
         guard result == 0, timeout == nil else { break }
         result = real.ppoll.unsafelyUnwrapped(entries, count, timeout, mask)
     }
@@ -64,7 +66,17 @@ public func shimSelect(
 ) -> Int32 {
     ensureReady()
     settleRings()
-    return real.select.unsafelyUnwrapped(count, readable, writable, exceptional, timeout)
+    if let exceptional { prepareUrgent(count, exceptional) }
+    let result = real.select.unsafelyUnwrapped(count, readable, writable, exceptional, timeout)
+    return correctUrgent(count, readable, exceptional, result)
+}
+
+@c(alps_entry___select)
+public func shimUnderscoredSelect(
+    _ count: Int32, _ readable: UnsafeMutableRawPointer?, _ writable: UnsafeMutableRawPointer?,
+    _ exceptional: UnsafeMutableRawPointer?, _ timeout: UnsafeMutablePointer<timeval>?
+) -> Int32 {
+    shimSelect(count, readable, writable, exceptional, timeout)
 }
 
 @c(alps_entry_pselect)
@@ -74,7 +86,9 @@ public func shimPselect(
 ) -> Int32 {
     ensureReady()
     settleRings()
-    return real.pselect.unsafelyUnwrapped(count, readable, writable, exceptional, timeout, mask)
+    if let exceptional { prepareUrgent(count, exceptional) }
+    let result = real.pselect.unsafelyUnwrapped(count, readable, writable, exceptional, timeout, mask)
+    return correctUrgent(count, readable, exceptional, result)
 }
 
 @c(alps_entry_epoll_wait)
@@ -101,4 +115,31 @@ public func shimEpollPwait2(
     ensureReady()
     settleRings()
     return real.epoll_pwait2.unsafelyUnwrapped(epoll, events, count, timeout, mask)
+}
+
+// MARK: - after it
+
+struct Readiness {
+    /// This process has a socket whose pair may say POLLIN where the socket would not.
+    var mayDiffer = false
+}
+
+nonisolated(unsafe) var readiness = Readiness()
+
+/// Puts right what the pairs have said. Returns how many entries have events then.
+@inline(never)
+private func correct(_ entries: UnsafeMutablePointer<pollfd>, _ count: UInt, _ result: Int32) -> Int32 {
+    let error = alps_errno()
+    defer { alps_set_errno(error) }
+    var left = result
+    for index in 0..<Int(count) where entries[index].revents & Int16(POLLIN) != 0 {
+        guard let found = entry(of: entries[index].fd) else { continue }
+        if found.pointee.isDatagram {
+            correctError(&entries[index], found)
+        } else if found.pointee.state & Entry.watchesUrgent != 0, found.pointee.isStream {
+            correctUrgent(&entries[index])
+        }
+        if entries[index].revents == 0 { left -= 1 }
+    }
+    return left
 }

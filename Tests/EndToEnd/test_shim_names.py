@@ -41,7 +41,7 @@ WANTED = {
 # Those that do the right thing on a socket of the stack, which is a UNIX socket to the kernel.
 LEFT_ALONE = {
     "the kernel waits on the pair, which is as ready as the socket":
-        "__select epoll_create epoll_create1",
+        "epoll_create epoll_create1",
     "checks a number, whatever the descriptor is": "__fdelt_chk",
     "the kernel gives ESPIPE for any socket":
         "pread pread64 __pread64 __pread_chk __pread64_chk preadv preadv64 pwrite pwrite64 __pwrite64 pwritev pwritev64",

@@ -24,6 +24,7 @@
 #include <netpacket/packet.h>
 #include <poll.h>
 #include <pthread.h>
+#include <resolv.h>
 #include <sched.h>
 #include <signal.h>
 #include <spawn.h>
@@ -217,5 +218,21 @@ struct alps_ares_result {
 struct alps_ares_hints {
     int flags, family, socktype, protocol;
 };
+/// Only what the mask given with it names is read.
+struct alps_ares_options {
+    int flags, timeout, tries;  ///< timeout in milliseconds
+    uint64_t rest[64];
+};
+
+/// Seconds to wait for a name server and how often to ask, as resolv.conf and RES_OPTIONS have it. Both stay as they are if
+/// libc cannot tell.
+static inline void alps_resolver_patience(int *seconds, int *tries) {
+    struct __res_state state;
+    memset(&state, 0, sizeof state);
+    if (res_ninit(&state) != 0) return;
+    if (state.retrans > 0) *seconds = state.retrans;
+    if (state.retry > 0) *tries = state.retry;
+    res_nclose(&state);
+}
 
 #endif

@@ -194,6 +194,13 @@ enum ClientRequests {
         case UInt32(ALPS_OP_SEND_DATAGRAM):
             guard let channel = socket.channel as? InBandDatagramChannel else { return session.reply(frame, error: EOPNOTSUPP) }
             session.reply(frame, error: payload.withUnsafeBytes { channel.sendOne($0) })
+        case UInt32(ALPS_OP_REQUEUE):
+            guard let channel = socket.channel as? InBandDatagramChannel else { return session.reply(frame, error: EOPNOTSUPP) }
+            session.reply(frame, error: payload.withUnsafeBytes { channel.requeue($0) })
+        case UInt32(ALPS_OP_WATCH_URGENT):
+            guard let channel = socket.channel as? InBandStreamChannel else { return session.reply(frame, error: EOPNOTSUPP) }
+            channel.watchUrgent(socket)
+            session.reply(frame)
         case UInt32(ALPS_OP_SEND_OOB):
             guard let byte = payload.first, socket.isStream else { return session.reply(frame, error: EOPNOTSUPP) }
             let written = socket.write([byte], flags: UInt32(ALPS_SENT_OOB))

@@ -252,6 +252,21 @@ final class InBandDatagramChannel: Channel {
         return event
     }
 
+    /// ALPS_OP_REQUEUE: a header and a payload, which go into the pair in the form that messages have now.
+    func requeue(_ message: UnsafeRawBufferPointer) -> Int32 {
+        let headerSize = MemoryLayout<alps_datagram_header>.size
+        guard isOpen, message.count >= headerSize, message.count <= Self.largest else { return EINVAL }
+        let header = message.loadUnaligned(as: alps_datagram_header.self)
+        guard header.magic == UInt32(ALPS_DATAGRAM_MAGIC) else { return EINVAL }
+        let bare = UnsafeRawBufferPointer(rebasing: message[headerSize...])
+        let form = socket.isConnected ? bare : message
+        if form.isEmpty {
+            return events.count < 64 && tell(alps_datagram_event(error: 0, reserved: 0, address: header.address)) ? 0 : ENOBUFS
+        }
+        let sent = Glibc.send(descriptor, form.baseAddress!, form.count, Int32(MSG_DONTWAIT) | Int32(MSG_NOSIGNAL))
+        return sent >= 0 ? 0 : ENOBUFS
+    }
+
     /// What the oldest message of no bytes stood for.
     func takeEvent() -> alps_datagram_event? {
         guard !events.isEmpty else { return nil }

@@ -194,8 +194,30 @@ final class InBandStreamChannel: Channel {
 
     // MARK: To the application
 
+    /// ALPS_OP_WATCH_URGENT: the pair is a stream with urgent bytes of its own, which poll() and SIGURG tell of.
+    func watchUrgent(_ socket: Socket) {
+        guard isOpen else { return }
+        socket.mirrorUrgent()
+        if var stray = socket.takeStrayUrgent() {
+            _ = send(descriptor, &stray, 1, Int32(MSG_OOB) | Int32(MSG_DONTWAIT) | Int32(MSG_NOSIGNAL))
+        }
+        socket.markDirty()
+    }
+
     private func pushReceived(_ socket: Socket) {
         while socket.receiveAvailable > 0 {
+            if var urgent = socket.mirroredByte {
+                if send(descriptor, &urgent, 1, Int32(MSG_OOB) | Int32(MSG_DONTWAIT) | Int32(MSG_NOSIGNAL)) == 1 {
+                    socket.passMirroredByte()
+                } else if errno == EAGAIN {
+                    return wantRoom(true)
+                } else if errno == ENOBUFS || errno == ENOMEM {
+                    return retryLater()
+                } else {
+                    socket.passMirroredByte()
+                }
+                continue
+            }
             let (first, second) = socket.receivePieces()
             let sent = withUnsafeTemporaryAllocation(of: iovec.self, capacity: 2) { parts in
                 parts[0] = iovec(iov_base: first.baseAddress, iov_len: first.count)

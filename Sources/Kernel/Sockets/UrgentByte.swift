@@ -8,6 +8,8 @@ struct UrgentByte {
     var position: UInt64?
     /// Announced, and not taken with MSG_OOB.
     var isPending = false
+    /// It is passed on with its place in the stream, so it is not taken out here.
+    var isMirrored = false
 }
 
 extension Socket {
@@ -36,7 +38,7 @@ extension Socket {
         let head = raw.pointee.rcv.head
         if head > position {
             urgent.position = nil
-        } else if head == position, raw.pointee.rcv.tail > position, !isUrgentInline {
+        } else if head == position, raw.pointee.rcv.tail > position, !isUrgentInline, !urgent.isMirrored {
             readUrgentValue(position)
             urgent.position = nil
             raw.pointee.rcv.head &+= 1
@@ -54,6 +56,34 @@ extension Socket {
         guard let position = urgent.position else { return available }
         let before = Int(position &- raw.pointee.rcv.head)
         return before > 0 ? min(available, before) : available
+    }
+
+    /// From now on urgent bytes are left in the stream for whoever reads it, who asks for each by `mirroredByte`.
+    package func mirrorUrgent() { urgent.isMirrored = true }
+
+    /// The urgent byte, if it is next in the stream and has to be passed on as such.
+    package var mirroredByte: UInt8? {
+        guard urgent.isMirrored, let base = raw.pointee.rcv.base, raw.pointee.rcv.tail > raw.pointee.rcv.head else { return nil }
+        guard let position = urgent.position, position == raw.pointee.rcv.head else { return nil }
+        return base[Int(position & UInt64(raw.pointee.rcv.capacity - 1))]
+    }
+
+    /// The byte of `mirroredByte` has been passed on, and MSG_OOB is answered where it is now.
+    package func passMirroredByte() {
+        urgent.isPending = false
+        urgent.value = nil
+        urgent.position = nil
+        receiveConsume(1)
+    }
+
+    /// An urgent byte that was taken out of the stream, with nothing after it taken yet, and not asked for: taken once.
+    package func takeStrayUrgent() -> UInt8? {
+        guard urgent.isPending, urgent.position == nil, !isUrgentInline, let value = urgent.value,
+            raw.pointee.rcv.head == raw.pointee.oob_mark
+        else { return nil }
+        urgent.isPending = false
+        urgent.value = nil
+        return value
     }
 
     /// SIOCATMARK. `unread`: bytes that have been consumed here but that the reader has not taken yet (they lie in its

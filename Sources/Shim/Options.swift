@@ -74,6 +74,8 @@ public func shimSetsockopt(
         length >= 4 ? $0.loadUnaligned(as: Int32.self) != 0 : length > 0 && $0.loadUnaligned(as: UInt8.self) != 0
     }
     noteAncillary(found, level, name, on: on ?? false)
+    // Where every holder finds it; a UNIX socket does nothing with it.
+    if level == SOL_SOCKET, name == SO_LINGER { _ = alps_sys_setsockopt(descriptor, level, name, value, length) }
     return 0
 }
 

@@ -160,6 +160,7 @@ public func shimAccept4(
     }
     let options = Int32(SOCK_NONBLOCK.rawValue | SOCK_CLOEXEC.rawValue)
     guard flags & ~options == 0 else { return fail(EINVAL) }
+    guard hasFreeDescriptor(like: descriptor) else { return -1 }
 
     var info = alps_socket_info()
     var accepted: Int32 = -1
@@ -194,6 +195,7 @@ public func shimAccept4(
         if accepted >= 0 { _ = alps_sys_close(accepted) }
         return fail(got == 0 ? EINVAL : EPROTO)
     }
+    descriptorRoom.last = accepted >= 0 ? UInt64(accepted) : UInt64(Int32.max)
     guard accepted >= 0 else { return fail(EMFILE) }
     clearEntry(accepted)
     register(accepted, info, fresh: true)

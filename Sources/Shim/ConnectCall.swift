@@ -7,6 +7,7 @@ public func shimConnect(_ descriptor: Int32, _ address: UnsafeRawPointer?, _ len
     guard let found = stackSocket(descriptor) else {
         return real.connect.unsafelyUnwrapped(descriptor, address, length)
     }
+    guard isReadable(address, Int(min(length, 16))) else { return -1 }
     if found.pointee.isNetlink { return connectNetlink(found, address, length) }
     let target: Endpoint
     switch readAddress(address, length) {

@@ -9,11 +9,13 @@ public func shimGetsockopt(
     guard let found = stackSocket(descriptor) else {
         return real.getsockopt.unsafelyUnwrapped(descriptor, level, name, value, length)
     }
-    guard let length, let value else { return fail(EFAULT) }
+    guard let length, let value, isWritable(length, 4) else { return fail(EFAULT) }
     guard Int32(bitPattern: length.pointee) >= 0 else { return fail(EINVAL) }
     if level == SOL_SOCKET, isPairOption(name, found) {
         return real.getsockopt.unsafelyUnwrapped(descriptor, level, name, value, length)
     }
+    // What a program says about the size of its memory need not be true beyond what an option takes.
+    guard isWritable(value, Int(min(length.pointee, 256))) else { return -1 }
     var request = alps_sockopt_request(level: level, name: name, length: length.pointee, reserved: 0)
     let reply = ask(
         ALPS_OP_GETSOCKOPT, about: found, &request, MemoryLayout<alps_sockopt_request>.size, into: value,
@@ -55,7 +57,7 @@ public func shimSetsockopt(
         return real.setsockopt.unsafelyUnwrapped(descriptor, level, name, value, length)
     }
     guard length <= 4096 else { return fail(EINVAL) }
-    guard value != nil || length == 0 else { return fail(EFAULT) }
+    guard isReadable(value, Int(length)) else { return -1 }
     let isPairs = level == SOL_SOCKET && isPairOption(name, found)
     if isPairs {
         // The kernel waits on the pair, so it needs the time-out or the mark; the host needs to know the time-out of a

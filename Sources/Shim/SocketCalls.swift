@@ -103,6 +103,7 @@ public func shimBind(_ descriptor: Int32, _ address: UnsafeRawPointer?, _ length
     guard let found = stackSocket(descriptor) else {
         return real.bind.unsafelyUnwrapped(descriptor, address, length)
     }
+    guard isReadable(address, Int(min(length, 16))) else { return -1 }
     if found.pointee.isNetlink { return bindNetlink(found, address, length) }
     var target: Endpoint
     switch readAddress(address, length) {
@@ -246,8 +247,9 @@ public func shimGetpeername(_ descriptor: Int32, _ address: UnsafeMutableRawPoin
 private func name(
     _ operation: UInt32, _ found: EntryPointer, _ address: UnsafeMutableRawPointer?, _ length: SocketLength?
 ) -> Int32 {
-    guard let address, let length else { return fail(EFAULT) }
+    guard let address, let length, isWritable(length, 4) else { return fail(EFAULT) }
     guard Int32(bitPattern: length.pointee) >= 0 else { return fail(EINVAL) }
+    guard isWritable(address, Int(min(length.pointee, 16))) else { return -1 }
     var answer = alps_client_sockaddr()
     let reply = ask(operation, about: found, into: &answer, MemoryLayout<alps_client_sockaddr>.size)
     guard reply.error == 0 else { return fail(controlError(reply.error)) }

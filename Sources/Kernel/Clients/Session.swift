@@ -37,7 +37,6 @@ package final class Session: ReadyHandler {
     private var retry: HostTimer?
     /// Ends what does not say hello: a descriptor that nobody holds the other end of might never end by itself.
     private var patience: HostTimer?
-    private static let helloTime: UInt64 = 10_000_000_000
     /// Requests that run on fibers, by request id.
     private var pending: [UInt64: Fiber] = [:]
 
@@ -65,7 +64,7 @@ package final class Session: ReadyHandler {
         super.init()
         try kernel.reactor?.add(descriptor, events: UInt32(EPOLLIN.rawValue), handler: self)
         patience = HostTimer(kernel) { [unowned self] in end() }
-        patience?.arm(after: Self.helloTime)
+        patience?.arm(after: server.helloTime)
     }
 
     package var socketCount: Int { files.handles.count }

@@ -91,12 +91,12 @@ static void call(int fd) {
     switch (below(16)) {
     case 0: case 1: case 2: {
         unsigned count = fill(5000);
-        setsockopt(fd, level(), number(), below(30) ? bytes : NULL, below(30) ? count : (socklen_t)number());
+        setsockopt(fd, level(), number(), below(30) ? bytes : (void *)draw(), below(30) ? count : (socklen_t)number());
         break;
     }
     case 3: case 4: {
         socklen_t size = below(4) ? fill(300) : fill(sizeof bytes);
-        getsockopt(fd, level(), number(), bytes, &size);
+        getsockopt(fd, level(), number(), below(30) ? bytes : (void *)draw(), below(30) ? &size : (void *)draw());
         break;
     }
     case 5: case 6: {
@@ -184,8 +184,6 @@ static uint64_t handle_of(int fd) {
 int main(int count, char **arguments) {
     state = strtoull(arguments[1], NULL, 10) * 0x9e3779b97f4a7c15 + 1;
     signal(SIGPIPE, SIG_IGN);
-    // No call may wait for ever.
-    struct itimerval;
     for (int i = 0; i < 16; i++) fds[i] = fresh();
     for (int rounds = atoi(arguments[2]); rounds > 0; rounds--) {
         int which = below(16), fd = fds[which];

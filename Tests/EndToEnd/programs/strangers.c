@@ -116,9 +116,10 @@ int main(int count, char **arguments) {
 
     connected(pair);
     MUST(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, over));
+    MUST(write(pair[0], "x", 1));
+    MUST(wait_for(pair[1], POLLIN));
     pass(over[0], pair[1]);
     close(pair[1]);
-    MUST(write(pair[0], "x", 1));
     close(over[1]), close(over[0]);
     // Nobody has read the byte.
     wait_for(pair[0], POLLIN);

@@ -85,11 +85,11 @@ private func changeRoute(_ command: UInt, _ handle: UInt64, _ argument: UnsafeMu
     var data = RouteArgument()
     data.route = argument.loadUnaligned(as: rtentry.self)
     if let device = data.route.rt_dev {
-        // It may end with the memory that it is in.
+        // So many are read, however long the name is, as Linux does.
         let got = withUnsafeMutableBytes(of: &data.device) {
             alps_copy_from_program($0.baseAddress.unsafelyUnwrapped, device, 15)
         }
-        guard got > 0 else { return fail(EFAULT) }
+        guard got == 15 else { return fail(EFAULT) }
     }
     data.route.rt_dev = nil
     let size = MemoryLayout<rtentry>.size + 16

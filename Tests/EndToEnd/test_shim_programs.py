@@ -36,8 +36,8 @@ def assert_same(stack, program, *arguments, **options):
     assert ours == kernel
 
 
-@pytest.mark.parametrize("name", ["transfer", "messages", "descriptors", "processes", "stdio", "confinement", "waiting", "ancillary", "sharing", "lingering",
-                                  "pointers"])
+@pytest.mark.parametrize("name", ["transfer", "messages", "descriptors", "processes", "stdio", "confinement", "waiting", "ancillary",
+                                  "sharing", "lingering", "pointers"])
 def test_calls_do_what_they_do_on_the_kernel(stack, build, name):
     assert_same(stack, build(name))
 

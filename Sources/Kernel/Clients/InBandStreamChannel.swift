@@ -68,6 +68,10 @@ final class InBandStreamChannel: Channel {
         }
         if mayHaveUnread || applicationWillWriteNoMore, !socket.isConnecting || applicationIsGone { takeWritten(socket) }
         guard isOpen, !socket.isClosed else { return }
+        if mayHaveUnread, socket.isConnecting, Int(alps_bytes_waiting(descriptor)) - 1 > plug, hasPassedDescriptors {
+            // As in `takeWritten`, which waits for the connection.
+            return socket.abort()
+        }
         pushReceived(socket)
         guard isOpen else { return }
         if socket.isDisconnected, socket.pendingError != 0, failsByClosing, socket.receiveAvailable == 0 || applicationIsGone {

@@ -76,193 +76,240 @@ static void finish(struct peer *peer) {
 
 static void caught(int signal) { (void)signal; }
 
-int main(void) {
+enum { scenarios = 19 };
+
+static void scenario(int which) {
     struct peer peer;
     long start;
-
-    full(&peer, late);
-    start = begin(&peer);
-    REPORT(close(peer.fd));
-    between("without", start, AT_ONCE);
-    finish(&peer);
-
-    full(&peer, late);
-    linger_for(peer.fd, 30);
-    start = begin(&peer);
-    REPORT(close(peer.fd));
-    between("with a time", start, WAITED);
-    finish(&peer);
-
-    full(&peer, very_late);
-    linger_for(peer.fd, 1);
-    start = begin(&peer);
-    REPORT(close(peer.fd));
-    between("with a short time", start, 900, 3500);
-    finish(&peer);
-
-    full(&peer, late);
-    linger_for(peer.fd, 30);
-    fcntl(peer.fd, F_SETFL, O_NONBLOCK);
-    start = begin(&peer);
-    REPORT(close(peer.fd));
-    between("without waiting for data", start, WAITED);
-    finish(&peer);
-
-    full(&peer, late);
-    linger_for(peer.fd, 30);
-    int copy = dup(peer.fd);
-    start = begin(&peer);
-    close(copy);
-    between("a copy", start, AT_ONCE);
-    close(peer.fd);
-    between("the last copy", start, WAITED);
-    finish(&peer);
-
-    full(&peer, late);
-    linger_for(peer.fd, 30);
-    int child = fork();
-    if (child == 0) {
-        sleep_ms(300);
-        start = now();
-        close(peer.fd);
-        between("in a child", start, late - 600, 20000);
-        _exit(0);
-    }
-    start = begin(&peer);
-    close(peer.fd);
-    between("with a child", start, AT_ONCE);
-    child_status(child);
-    finish(&peer);
-
-    // The option belongs to the socket, not to who set it.
-    full(&peer, late);
-    if ((child = fork()) == 0) {
-        linger_for(peer.fd, 30);
-        _exit(0);
-    }
-    child_status(child);
-    start = begin(&peer);
-    close(peer.fd);
-    between("set by a child", start, WAITED);
-    finish(&peer);
-
-    full(&peer, late);
-    linger_for(peer.fd, 30);
-    if ((child = fork()) == 0) exit(0);
-    close(peer.fd);
-    child_status(child);
-    start = begin(&peer);
-    between("at the end of a process", start, AT_ONCE);
-    finish(&peer);
-
-    full(&peer, late);
-    linger_for(peer.fd, 30);
-    if ((child = fork()) == 0) {
-        sleep_ms(300);
-        exit(0);
-    }
-    close(peer.fd);
-    start = begin(&peer);
-    child_status(child);
-    between("at the end of the last process", start, AT_ONCE);
-    finish(&peer);
-
-    full(&peer, late);
-    linger_for(peer.fd, 30);
-    start = begin(&peer);
-    int other = open("/dev/null", O_RDONLY);
-    dup2(other, peer.fd);
-    between("dup2", start, WAITED);
-    close(other);
-    finish(&peer);
-
-    full(&peer, late);
-    linger_for(peer.fd, 30);
-    FILE *stream = fdopen(peer.fd, "w");
-    fputs("more", stream);
-    peer.sent += 4;
-    fcntl(peer.fd, F_SETFL, 0);
-    start = begin(&peer);
-    REPORT(fclose(stream));
-    between("fclose", start, WAITED);
-    finish(&peer);
-
-    full(&peer, late);
-    linger_for(peer.fd, 30);
-    start = begin(&peer);
-    REPORT(close_range((unsigned)peer.fd, (unsigned)peer.fd, 0));
-    between("close_range", start, WAITED);
-    finish(&peer);
-
-    full(&peer, late);
-    linger_for(peer.fd, 30);
-    shutdown(peer.fd, SHUT_WR);
-    start = begin(&peer);
-    REPORT(close(peer.fd));
-    between("after shutdown", start, WAITED);
-    finish(&peer);
-
-    // A handler ends the wait, SA_RESTART or not, and close does not tell.
-    for (int flags = 0; flags < 2; flags++) {
-        struct sigaction action = {.sa_handler = caught, .sa_flags = flags ? SA_RESTART : 0};
-        sigaction(SIGALRM, &action, NULL);
-        full(&peer, very_late);
-        linger_for(peer.fd, 30);
-        setitimer(ITIMER_REAL, &(struct itimerval){{0, 0}, {0, 800000}}, NULL);
+    int copy, child, other, pair[2], listener, fresh;
+    FILE *stream;
+    switch (which) {
+    case 0:
+        full(&peer, late);
         start = begin(&peer);
         REPORT(close(peer.fd));
-        between(flags ? "a signal with SA_RESTART" : "a signal", start, 700, 3500);
+        between("without", start, AT_ONCE);
         finish(&peer);
+        break;
+    case 1:
+        full(&peer, late);
+        linger_for(peer.fd, 30);
+        start = begin(&peer);
+        REPORT(close(peer.fd));
+        between("with a time", start, WAITED);
+        finish(&peer);
+        break;
+    case 2:
+        full(&peer, very_late);
+        linger_for(peer.fd, 1);
+        start = begin(&peer);
+        REPORT(close(peer.fd));
+        between("with a short time", start, 900, 3500);
+        finish(&peer);
+        break;
+    case 3:
+        full(&peer, late);
+        linger_for(peer.fd, 30);
+        fcntl(peer.fd, F_SETFL, O_NONBLOCK);
+        start = begin(&peer);
+        REPORT(close(peer.fd));
+        between("without waiting for data", start, WAITED);
+        finish(&peer);
+        break;
+    case 4:
+        full(&peer, late);
+        linger_for(peer.fd, 30);
+        copy = dup(peer.fd);
+        start = begin(&peer);
+        close(copy);
+        between("a copy", start, AT_ONCE);
+        close(peer.fd);
+        between("the last copy", start, WAITED);
+        finish(&peer);
+        break;
+    case 5:
+        full(&peer, late);
+        linger_for(peer.fd, 30);
+        child = fork();
+        if (child == 0) {
+            sleep_ms(300);
+            start = now();
+            close(peer.fd);
+            between("in a child", start, late - 600, 20000);
+            _exit(0);
+        }
+        start = begin(&peer);
+        close(peer.fd);
+        between("with a child", start, AT_ONCE);
+        child_status(child);
+        finish(&peer);
+        break;
+    case 6:
+        // The option belongs to the socket, not to who set it.
+        full(&peer, late);
+        if ((child = fork()) == 0) {
+            linger_for(peer.fd, 30);
+            _exit(0);
+        }
+        child_status(child);
+        start = begin(&peer);
+        close(peer.fd);
+        between("set by a child", start, WAITED);
+        finish(&peer);
+        break;
+    case 7:
+        full(&peer, late);
+        linger_for(peer.fd, 30);
+        if ((child = fork()) == 0) exit(0);
+        close(peer.fd);
+        child_status(child);
+        start = begin(&peer);
+        between("at the end of a process", start, AT_ONCE);
+        finish(&peer);
+        break;
+    case 8:
+        full(&peer, late);
+        linger_for(peer.fd, 30);
+        if ((child = fork()) == 0) {
+            sleep_ms(300);
+            exit(0);
+        }
+        close(peer.fd);
+        start = begin(&peer);
+        child_status(child);
+        between("at the end of the last process", start, AT_ONCE);
+        finish(&peer);
+        break;
+    case 9:
+        full(&peer, late);
+        linger_for(peer.fd, 30);
+        start = begin(&peer);
+        other = open("/dev/null", O_RDONLY);
+        dup2(other, peer.fd);
+        between("dup2", start, WAITED);
+        close(other);
+        finish(&peer);
+        break;
+    case 10:
+        full(&peer, late);
+        linger_for(peer.fd, 30);
+        stream = fdopen(peer.fd, "w");
+        fputs("more", stream);
+        peer.sent += 4;
+        fcntl(peer.fd, F_SETFL, 0);
+        start = begin(&peer);
+        REPORT(fclose(stream));
+        between("fclose", start, WAITED);
+        finish(&peer);
+        break;
+    case 11:
+        full(&peer, late);
+        linger_for(peer.fd, 30);
+        start = begin(&peer);
+        REPORT(close_range((unsigned)peer.fd, (unsigned)peer.fd, 0));
+        between("close_range", start, WAITED);
+        finish(&peer);
+        break;
+    case 12:
+        full(&peer, late);
+        linger_for(peer.fd, 30);
+        shutdown(peer.fd, SHUT_WR);
+        start = begin(&peer);
+        REPORT(close(peer.fd));
+        between("after shutdown", start, WAITED);
+        finish(&peer);
+        break;
+    case 13:
+        // A handler ends the wait, SA_RESTART or not, and close does not tell.
+        for (int flags = 0; flags < 2; flags++) {
+            struct sigaction action = {.sa_handler = caught, .sa_flags = flags ? SA_RESTART : 0};
+            sigaction(SIGALRM, &action, NULL);
+            full(&peer, very_late);
+            linger_for(peer.fd, 30);
+            setitimer(ITIMER_REAL, &(struct itimerval){{0, 0}, {0, 800000}}, NULL);
+            start = begin(&peer);
+            REPORT(close(peer.fd));
+            between(flags ? "a signal with SA_RESTART" : "a signal", start, 700, 3500);
+            finish(&peer);
+        }
+        break;
+    case 14:
+        // Nothing on its way.
+        connected(pair);
+        peer_of(&peer, pair, late, 0);
+        linger_for(peer.fd, 30);
+        peer.sent = write(peer.fd, "x", 1);
+        start = begin(&peer);
+        REPORT(close(peer.fd));
+        between("the peer has room", start, AT_ONCE);
+        finish(&peer);
+        break;
+    case 15:
+        // What was not read resets.
+        connected(pair);
+        MUST(write(pair[1], "unread", 6));
+        MUST(wait_for(pair[0], POLLIN));
+        linger_for(pair[0], 30);
+        start = now();
+        REPORT(close(pair[0]));
+        between("data that were not read", start, AT_ONCE);
+        close(pair[1]);
+        break;
+    case 16:
+        // A listener's connections have its time.
+        listener = listening();
+        linger_for(listener, 30);
+        pair[1] = (int)MUST(socket(AF_INET, SOCK_STREAM, 0));
+        connect_to(pair[1], port_of(listener));
+        pair[0] = (int)MUST(accept(listener, NULL, NULL));
+        close(listener);
+        peer_of(&peer, pair, late, 1);
+        start = begin(&peer);
+        REPORT(close(peer.fd));
+        between("accepted", start, WAITED);
+        finish(&peer);
+        break;
+    case 17:
+        // Never connected.
+        fresh = (int)MUST(socket(AF_INET, SOCK_STREAM, 0));
+        linger_for(fresh, 30);
+        start = now();
+        REPORT(close(fresh));
+        between("never connected", start, AT_ONCE);
+        break;
+    case 18:
+    {
+        // Times that are none.
+        struct linger value = {1, -1};
+        socklen_t length = sizeof value;
+        fresh = (int)MUST(socket(AF_INET, SOCK_STREAM, 0));
+        REPORT(setsockopt(fresh, SOL_SOCKET, SO_LINGER, &value, sizeof value));
+        REPORT(getsockopt(fresh, SOL_SOCKET, SO_LINGER, &value, &length));
+        say("on %d, of length %d", value.l_onoff, (int)length);
+        REPORT(setsockopt(fresh, SOL_SOCKET, SO_LINGER, &value, 4));
+        close(fresh);
+        break;
     }
+    }
+}
 
-    // Nothing on its way.
-    int pair[2];
-    connected(pair);
-    peer_of(&peer, pair, late, 0);
-    linger_for(peer.fd, 30);
-    peer.sent = write(peer.fd, "x", 1);
-    start = begin(&peer);
-    REPORT(close(peer.fd));
-    between("the peer has room", start, AT_ONCE);
-    finish(&peer);
-
-    // What was not read resets.
-    connected(pair);
-    MUST(write(pair[1], "unread", 6));
-    MUST(wait_for(pair[0], POLLIN));
-    linger_for(pair[0], 30);
-    start = now();
-    REPORT(close(pair[0]));
-    between("data that were not read", start, AT_ONCE);
-    close(pair[1]);
-
-    // A listener's connections have its time.
-    int listener = listening();
-    linger_for(listener, 30);
-    pair[1] = (int)MUST(socket(AF_INET, SOCK_STREAM, 0));
-    connect_to(pair[1], port_of(listener));
-    pair[0] = (int)MUST(accept(listener, NULL, NULL));
-    close(listener);
-    peer_of(&peer, pair, late, 1);
-    start = begin(&peer);
-    REPORT(close(peer.fd));
-    between("accepted", start, WAITED);
-    finish(&peer);
-
-    // Never connected.
-    int fresh = (int)MUST(socket(AF_INET, SOCK_STREAM, 0));
-    linger_for(fresh, 30);
-    start = now();
-    REPORT(close(fresh));
-    between("never connected", start, AT_ONCE);
-
-    // Times that are none.
-    struct linger value = {1, -1};
-    socklen_t length = sizeof value;
-    fresh = (int)MUST(socket(AF_INET, SOCK_STREAM, 0));
-    REPORT(setsockopt(fresh, SOL_SOCKET, SO_LINGER, &value, sizeof value));
-    REPORT(getsockopt(fresh, SOL_SOCKET, SO_LINGER, &value, &length));
-    say("on %d, of length %d", value.l_onoff, (int)length);
-    REPORT(setsockopt(fresh, SOL_SOCKET, SO_LINGER, &value, 4));
-    close(fresh);
+/* All at once, since they mostly wait; told in order. */
+int main(void) {
+    int told[scenarios][2];
+    for (int which = 0; which < scenarios; which++) {
+        MUST(pipe(told[which]));
+        if (fork() == 0) {
+            for (int each = 0; each <= which; each++) close(told[each][0]);
+            dup2(told[which][1], 1);
+            close(told[which][1]);
+            scenario(which);
+            _exit(0);
+        }
+        close(told[which][1]);
+    }
+    for (int which = 0; which < scenarios; which++) {
+        char text[4096];
+        ssize_t got;
+        while ((got = read(told[which][0], text, sizeof text)) > 0) write(1, text, (size_t)got);
+    }
 }

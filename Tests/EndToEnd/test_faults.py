@@ -224,7 +224,7 @@ def test_garbage_in_options_pairs_and_session(stack, directory):
     garbage = compile(directory, "garbage")
     ended = 0
     for seed in range(1, 13):
-        result = subprocess.run(["timeout", "-s", "KILL", "30", *stack.run_argv(garbage, seed, 4000)],
+        result = subprocess.run(["timeout", "-s", "KILL", "30", *stack.run_argv(garbage, seed, 8000)],
                                 stdin=subprocess.DEVNULL, capture_output=True, text=True)
         assert stack.host.poll() is None, (seed, stack.log.read_text()[-4000:])
         # One that has cut into its own session may wait for answers that it has thrown away.

@@ -96,7 +96,10 @@ final class InBandStreamChannel: Channel {
         while isOpen {
             let unread = Int(alps_bytes_waiting(descriptor)) - 1
             if plug > 0 {
-                guard socket.isConnected || applicationIsGone else { return }
+                guard socket.isConnected || applicationIsGone else {
+                    if !socket.isConnecting, hasPassedDescriptors { socket.abort() }
+                    return
+                }
                 guard dropPlug(unread) else { break }
                 continue
             }

@@ -160,9 +160,10 @@ extension UnsafeMutablePointer where Pointee == Connection {
         arm(&pointee.keepCallout, at: pointee.keepDeadline, Timer.keep)
     }
 
-    /// A peer that never sends its FIN must not keep an orphan for ever.
+    /// A peer that never sends its FIN must not keep an orphan for ever. The application has nothing to wait for any more.
     func armFinWait2() {
         guard has(.orphan) else { return }
+        instance.sockets.pointee.is_disconnected(instance.socketLayer, socket)
         pointee.keepUse = .finWait2
         setKeep(after: pointee.linger2 != 0 ? pointee.linger2 : instance.nanoseconds(.finWait2Timeout))
     }

@@ -85,6 +85,7 @@ public func isActive() -> Int32 {
     return activation.active ? 1 : 0
 }
 
+/// In-band for good (client.h, 5): all sockets of this process.
 @c(alps_shim_confined)
 public func processConfinesItself() {
     activation.confined = true

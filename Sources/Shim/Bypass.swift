@@ -177,8 +177,9 @@ private func bindLike(_ handle: UInt64, _ descriptor: Int32) {
 private func put(_ new: Int32, at descriptor: Int32) -> Bool {
     let status = alps_sys_fcntl(descriptor, F_GETFL, 0)
     if status >= 0, status & alps_O_NONBLOCK != 0 { _ = alps_sys_fcntl(new, F_SETFL, Int(status)) }
-    copyTimeout(SO_RCVTIMEO, from: descriptor, to: new)
-    copyTimeout(SO_SNDTIMEO, from: descriptor, to: new)
+    copyPairOption(SO_RCVTIMEO, from: descriptor, to: new)
+    copyPairOption(SO_SNDTIMEO, from: descriptor, to: new)
+    copyPairOption(SO_LINGER, from: descriptor, to: new)
     let closeOnExec = alps_sys_fcntl(descriptor, F_GETFD, 0) & FD_CLOEXEC != 0
     let moved = alps_sys_dup3(new, descriptor, closeOnExec ? O_CLOEXEC : 0)
     let error = alps_errno()
@@ -187,12 +188,10 @@ private func put(_ new: Int32, at descriptor: Int32) -> Bool {
     return moved >= 0
 }
 
-private func copyTimeout(_ name: Int32, from old: Int32, to new: Int32) {
-    var value = timeval()
-    var length = socklen_t(MemoryLayout<timeval>.size)
-    guard alps_sys_getsockopt(old, SOL_SOCKET, name, &value, &length) == 0, value.tv_sec != 0 || value.tv_usec != 0
-    else {
-        return
-    }
-    _ = alps_sys_setsockopt(new, SOL_SOCKET, name, &value, UInt32(MemoryLayout<timeval>.size))
+/// An option of at most 16 bytes, if it is not 0.
+private func copyPairOption(_ name: Int32, from old: Int32, to new: Int32) {
+    var value = (UInt64(0), UInt64(0))
+    var length = socklen_t(16)
+    guard alps_sys_getsockopt(old, SOL_SOCKET, name, &value, &length) == 0, value != (0, 0) else { return }
+    _ = alps_sys_setsockopt(new, SOL_SOCKET, name, &value, length)
 }

@@ -8,6 +8,7 @@ public func shimConnect(_ descriptor: Int32, _ address: UnsafeRawPointer?, _ len
         return real.connect.unsafelyUnwrapped(descriptor, address, length)
     }
     if found.pointee.isPacket { return fail(EOPNOTSUPP) }
+    guard isReadable(address, Int(min(length, 16))) else { return -1 }
     if found.pointee.isNetlink { return connectNetlink(found, address, length) }
     let target: Endpoint
     switch readAddress(address, length) {

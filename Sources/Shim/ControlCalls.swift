@@ -33,7 +33,7 @@ public func shimIoctl(_ descriptor: Int32, _ command: UInt, _ argument: UnsafeMu
         return real.ioctl.unsafelyUnwrapped(descriptor, command, argument)
     default:
         let size = argumentSize(command)
-        guard let argument else { return fail(EFAULT) }
+        guard let argument, isWritable(argument, size) else { return fail(EFAULT) }
         if command == alps_SIOCATMARK, found.pointee.kind == .stream {
             if found.pointee.state & Entry.watchesUrgent != 0 {
                 return real.ioctl.unsafelyUnwrapped(descriptor, command, argument)
@@ -103,7 +103,7 @@ private func argumentSize(_ command: UInt) -> Int {
 private func nextDatagramSize(
     _ descriptor: Int32, _ found: EntryPointer, _ argument: UnsafeMutableRawPointer?
 ) -> Int32 {
-    guard let argument else { return fail(EFAULT) }
+    guard let argument, isWritable(argument, 4) else { return fail(EFAULT) }
     let error = alps_errno()
     var byte: UInt8 = 0
     let flags = Int32(MSG_PEEK | MSG_TRUNC | MSG_DONTWAIT)
@@ -116,7 +116,7 @@ private func nextDatagramSize(
 
 /// A route's device is a pointer in Linux' structure: its name follows the structure, as 16 bytes.
 private func changeRoute(_ command: UInt, _ handle: UInt64, _ argument: UnsafeMutableRawPointer?) -> Int32 {
-    guard let argument else { return fail(EFAULT) }
+    guard let argument, isReadable(argument, MemoryLayout<rtentry>.size) else { return fail(EFAULT) }
     struct RouteArgument {
         var route = rtentry()
         var device = [16 of UInt8](repeating: 0)
@@ -124,8 +124,11 @@ private func changeRoute(_ command: UInt, _ handle: UInt64, _ argument: UnsafeMu
     var data = RouteArgument()
     data.route = argument.loadUnaligned(as: rtentry.self)
     if let device = data.route.rt_dev {
-        let length = min(strlen(device), 15)
-        withUnsafeMutableBytes(of: &data.device) { _ = memcpy($0.baseAddress.unsafelyUnwrapped, device, length) }
+        // So many are read, however long the name is, as Linux does.
+        let got = withUnsafeMutableBytes(of: &data.device) {
+            alps_copy_from_program($0.baseAddress.unsafelyUnwrapped, device, 15)
+        }
+        guard got == 15 else { return fail(EFAULT) }
     }
     data.route.rt_dev = nil
     let size = MemoryLayout<rtentry>.size + 16

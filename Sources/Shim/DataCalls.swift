@@ -395,7 +395,9 @@ public func shimSendmsg(_ descriptor: Int32, _ message: UnsafePointer<msghdr>?, 
     ensureReady()
     guard let message else { return real.sendmsg.unsafelyUnwrapped(descriptor, message, flags) }
     switch socketKind(descriptor) {
-    case .native, .unknown: return real.sendmsg.unsafelyUnwrapped(descriptor, message, flags)
+    case .native, .unknown:
+        // In-band for good (client.h, 5): descriptors that are passed along here.
+        return real.sendmsg.unsafelyUnwrapped(descriptor, message, flags)
     case .stream:
         // Control messages and an address would mean something to the pair that they do not mean to a stream.
         var inner = message.pointee

@@ -19,9 +19,12 @@ public func shimClose(_ descriptor: Int32) -> Int32 {
             _ = ask(ALPS_OP_FORGET, about: found)
         }
     }
+    let handle = lingering(descriptor)
     // Before the number is free for another thread.
     clearEntry(descriptor)
-    return real.close.unsafelyUnwrapped(descriptor)
+    let result = real.close.unsafelyUnwrapped(descriptor)
+    linger(handle)
+    return result
 }
 
 @c(alps_shim_forget)
@@ -75,7 +78,11 @@ private func closePiece(
     if !onlyMarks {
         var each = first
         while each <= min(end, fileTable.highest) {
-            clearEntry(Int32(each))
+            if lingering(Int32(each)) != 0 {
+                _ = shimClose(Int32(each))
+            } else {
+                clearEntry(Int32(each))
+            }
             each += 1
         }
     }
@@ -98,8 +105,11 @@ public func shimDup2(_ descriptor: Int32, _ target: Int32) -> Int32 {
     ensureReady()
     guard descriptor != target else { return real.dup2.unsafelyUnwrapped(descriptor, target) }
     guard makeRoom(descriptor, target) else { return -1 }
+    let handle = lingering(target)
     let new = real.dup2.unsafelyUnwrapped(descriptor, target)
-    if new >= 0 { copyEntry(from: descriptor, to: new) }
+    guard new >= 0 else { return new }
+    copyEntry(from: descriptor, to: new)
+    linger(handle)
     return new
 }
 
@@ -110,8 +120,11 @@ public func shimUnderscoredDup2(_ descriptor: Int32, _ target: Int32) -> Int32 {
 public func shimDup3(_ descriptor: Int32, _ target: Int32, _ flags: Int32) -> Int32 {
     ensureReady()
     guard makeRoom(descriptor, target) else { return -1 }
+    let handle = lingering(target)
     let new = real.dup3.unsafelyUnwrapped(descriptor, target, flags)
-    if new >= 0 { copyEntry(from: descriptor, to: new) }
+    guard new >= 0 else { return new }
+    copyEntry(from: descriptor, to: new)
+    linger(handle)
     return new
 }
 

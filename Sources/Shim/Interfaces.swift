@@ -219,16 +219,19 @@ private func fillAddress(_ target: UnsafeMutablePointer<InterfaceAddresses>, _ r
 /// struct ifconf: a length and a pointer to an array of struct ifreq, one an IPv4 address. Without a pointer the length
 /// that would be needed.
 func interfaceConfiguration(_ argument: UnsafeMutableRawPointer?) -> Int32 {
-    guard let argument else { return fail(EFAULT) }
+    guard let argument, isWritable(argument, 16) else { return fail(EFAULT) }
     let size = MemoryLayout<ifreq>.size
     let capacity = Int(argument.loadUnaligned(as: Int32.self)) / size
     let buffer = argument.loadUnaligned(fromByteOffset: 8, as: UnsafeMutableRawPointer?.self)
     var used = 0
+    var isThere = true
     let asked = withInterfaces { records, count in
         for each in 0..<count where records[each].address.family == UInt16(AF_INET) {
             if let buffer {
                 guard used < capacity else { return }
                 let target = buffer + used * size
+                isThere = isWritable(target, size)
+                guard isThere else { return }
                 memset(target, 0, size)
                 copyName(&records[each], to: target.assumingMemoryBound(to: CChar.self))
                 writeAddress(
@@ -239,6 +242,7 @@ func interfaceConfiguration(_ argument: UnsafeMutableRawPointer?) -> Int32 {
         }
     }
     guard asked else { return -1 }
+    guard isThere else { return fail(EFAULT) }
     argument.storeBytes(of: Int32(used * size), as: Int32.self)
     return 0
 }

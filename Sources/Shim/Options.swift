@@ -9,11 +9,13 @@ public func shimGetsockopt(
     guard let found = stackSocket(descriptor) else {
         return real.getsockopt.unsafelyUnwrapped(descriptor, level, name, value, length)
     }
-    guard let length, let value else { return fail(EFAULT) }
+    guard let length, let value, isWritable(length, 4) else { return fail(EFAULT) }
     guard Int32(bitPattern: length.pointee) >= 0 else { return fail(EINVAL) }
     if level == SOL_SOCKET, isPairOption(name, found) {
         return real.getsockopt.unsafelyUnwrapped(descriptor, level, name, value, length)
     }
+    // What a program says about the size of its memory need not be true beyond what an option takes.
+    guard isWritable(value, Int(min(length.pointee, 256))) else { return -1 }
     if found.pointee.isPacket, let answer = getPacketOption(found, level, name, value, length) { return answer }
     var request = alps_sockopt_request(level: level, name: name, length: length.pointee, reserved: 0)
     let reply = ask(
@@ -56,7 +58,7 @@ public func shimSetsockopt(
         return real.setsockopt.unsafelyUnwrapped(descriptor, level, name, value, length)
     }
     guard length <= 4096 else { return fail(EINVAL) }
-    guard value != nil || length == 0 else { return fail(EFAULT) }
+    guard isReadable(value, Int(length)) else { return -1 }
     if found.pointee.isPacket, let answer = setPacketOption(found, level, name, value, length) { return answer }
     let isPairs = level == SOL_SOCKET && isPairOption(name, found)
     if isPairs {
@@ -79,6 +81,8 @@ public func shimSetsockopt(
         length >= 4 ? $0.loadUnaligned(as: Int32.self) != 0 : length > 0 && $0.loadUnaligned(as: UInt8.self) != 0
     }
     noteAncillary(found, level, name, on: on ?? false)
+    // Where every holder finds it; a UNIX socket does nothing with it.
+    if level == SOL_SOCKET, name == SO_LINGER { _ = alps_sys_setsockopt(descriptor, level, name, value, length) }
     return 0
 }
 

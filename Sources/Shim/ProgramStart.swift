@@ -3,6 +3,7 @@ import ShimEntry
 
 // Programs started with an environment of their own making: the shim's variables are put back, so that
 // `env -i`-like environments do not lose the stack. With the shim's variables in place these calls pass through.
+// In-band for good (client.h, 5): what a program without the shim inherits here. Every start passes `complete`.
 
 @c(alps_shim_execve)
 public func execveWithEnvironment(

@@ -72,11 +72,11 @@ func controlError(_ error: Int32) -> Int32 { error == hostGone ? ENETDOWN : erro
 /// An interruptible request is waited for with the caller's signal mask and cancelled by a signal handler that ran
 /// without SA_RESTART. It is waited for on a socket of its own, which the host closes behind the reply: a receive starts
 /// again by itself after a handler with SA_RESTART, and on the session's socket it would then miss a reply that the handler,
-/// asking something itself, has read.
+/// asking something itself, has read. `byEverySignal`: a handler with SA_RESTART ends it, too.
 func ask(
     _ operation: UInt32, _ handle: UInt64, _ payload: UnsafeRawPointer? = nil, _ payloadLength: Int = 0,
     tail: UnsafeRawPointer? = nil, _ tailLength: Int = 0, into buffer: UnsafeMutableRawPointer? = nil,
-    _ capacity: Int = 0, interruptible: Bool = false, passing passed: Int32 = -1
+    _ capacity: Int = 0, interruptible: Bool = false, byEverySignal: Bool = false, passing passed: Int32 = -1
 ) -> Reply {
     let error = alps_errno()
     var mask = sigset_t()
@@ -92,7 +92,7 @@ func ask(
         pending.pointee.capacity = capacity
         pending.pointee.buffer = capacity > PendingRequest.smallCapacity ? buffer : nil
         let generation = session.generation
-        let otherEnd = interruptible ? openEnding(pending) : -1
+        let otherEnd = interruptible ? openEnding(pending, byEverySignal: byEverySignal) : -1
         if !sendFrame(
             ALPS_FRAME_REQUEST, operation, handle, id, payload, payloadLength, tail, tailLength,
             interruptible ? otherEnd : passed)
@@ -232,7 +232,7 @@ public func abandonRequest(_ slot: UnsafeMutableRawPointer?) {
 // MARK: - waiting
 
 /// Makes the socket that an interruptible request is waited for on; its other end, or -1.
-private func openEnding(_ pending: UnsafeMutablePointer<PendingRequest>) -> Int32 {
+private func openEnding(_ pending: UnsafeMutablePointer<PendingRequest>, byEverySignal: Bool) -> Int32 {
     var pair = (Int32(-1), Int32(-1))
     let made = withUnsafeMutableBytes(of: &pair) {
         alps_sys_socketpair(
@@ -240,6 +240,11 @@ private func openEnding(_ pending: UnsafeMutablePointer<PendingRequest>) -> Int3
             $0.baseAddress.unsafelyUnwrapped.assumingMemoryBound(to: Int32.self))
     }
     guard made == 0 else { return -1 }
+    if byEverySignal {
+        // A receive with a time-out never starts again.
+        var longest = timeval(tv_sec: 1 << 32, tv_usec: 0)
+        _ = alps_sys_setsockopt(pair.0, SOL_SOCKET, SO_RCVTIMEO, &longest, UInt32(MemoryLayout<timeval>.size))
+    }
     pending.pointee.ending = pair.0
     return pair.1
 }

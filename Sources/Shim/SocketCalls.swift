@@ -103,6 +103,7 @@ public func shimBind(_ descriptor: Int32, _ address: UnsafeRawPointer?, _ length
     guard let found = stackSocket(descriptor) else {
         return real.bind.unsafelyUnwrapped(descriptor, address, length)
     }
+    guard isReadable(address, Int(min(length, 16))) else { return -1 }
     if found.pointee.isNetlink { return bindNetlink(found, address, length) }
     if found.pointee.isPacket { return bindPacket(found, address, length) }
     var target: Endpoint
@@ -161,6 +162,7 @@ public func shimAccept4(
     }
     let options = Int32(SOCK_NONBLOCK.rawValue | SOCK_CLOEXEC.rawValue)
     guard flags & ~options == 0 else { return fail(EINVAL) }
+    guard hasFreeDescriptor(like: descriptor) else { return -1 }
 
     var info = alps_socket_info()
     var accepted: Int32 = -1
@@ -195,6 +197,7 @@ public func shimAccept4(
         if accepted >= 0 { _ = alps_sys_close(accepted) }
         return fail(got == 0 ? EINVAL : EPROTO)
     }
+    descriptorRoom.last = accepted >= 0 ? UInt64(accepted) : UInt64(Int32.max)
     guard accepted >= 0 else { return fail(EMFILE) }
     clearEntry(accepted)
     register(accepted, info, fresh: true)
@@ -245,8 +248,9 @@ public func shimGetpeername(_ descriptor: Int32, _ address: UnsafeMutableRawPoin
 private func name(
     _ operation: UInt32, _ found: EntryPointer, _ address: UnsafeMutableRawPointer?, _ length: SocketLength?
 ) -> Int32 {
-    guard let address, let length else { return fail(EFAULT) }
+    guard let address, let length, isWritable(length, 4) else { return fail(EFAULT) }
     guard Int32(bitPattern: length.pointee) >= 0 else { return fail(EINVAL) }
+    guard isWritable(address, Int(min(length.pointee, 16))) else { return -1 }
     var answer = alps_client_sockaddr()
     let reply = ask(operation, about: found, into: &answer, MemoryLayout<alps_client_sockaddr>.size)
     guard reply.error == 0 else { return fail(controlError(reply.error)) }

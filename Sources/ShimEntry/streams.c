@@ -1,5 +1,5 @@
 // stdio on sockets. libc's own reads and writes never pass through the shim: fine on the pair of a stream, but a datagram
-// in a pair has a header in front.
+// in a pair has a header in front. In-band for good (client.h, 5): the descriptor under a stdio stream.
 #include "ShimEntry.h"
 
 #include "CLibc.h"
@@ -32,8 +32,12 @@ int fclose(FILE *stream) {
     int fd = stream ? fileno_unlocked(stream) : -1;
     errno = error;
     // A stream made above is flushed through write() and closed through close().
-    if (fd >= 0 && !alps_shim_has_headers(fd)) alps_shim_forget(fd);
-    return next(stream);
+    if (fd < 0 || alps_shim_has_headers(fd)) return next(stream);
+    unsigned long handle = alps_shim_lingering(fd);
+    alps_shim_forget(fd);
+    int result = next(stream);
+    alps_shim_linger(handle);
+    return result;
 }
 
 /// Formats into memory and writes that, as dprintf does.

@@ -37,7 +37,7 @@ def assert_same(stack, program, *arguments, **options):
 
 
 @pytest.mark.parametrize("name", ["transfer", "messages", "descriptors", "processes", "stdio", "confinement", "waiting", "ancillary",
-                                  "exceptional"])
+                                  "exceptional", "sharing", "lingering", "pointers"])
 def test_calls_do_what_they_do_on_the_kernel(stack, build, name):
     assert_same(stack, build(name))
 

@@ -30,6 +30,22 @@ import Testing
         host.finish()
     }
 
+    /// Nobody need hold the other end of what a client has handed in as a session.
+    @Test func aSessionThatNeverSaysHelloIsEnded() throws {
+        let host = try LiveHost()
+        let greeted = try TestClient(host)
+        host.server.helloTime = 20_000_000
+        let silent = try TestClient(host, hello: false)
+        // Half a hello is none.
+        let slow = try TestClient(host, hello: false)
+        slow.send(raw: Array(TestClient.bytes(TestClient.frame(ALPS_OP_HELLO, length: 136, id: 1)).prefix(20)))
+        host.run { silent.isClosed && slow.isClosed }
+        #expect(silent.isClosed && slow.isClosed)
+        #expect(try greeted.ask(ALPS_OP_INTERFACES).frame.error == 0)
+        for client in [greeted, silent, slow] { client.end() }
+        host.finish()
+    }
+
     @Test func wrongFramesEndTheSessionThatSentThem() throws {
         let host = try LiveHost()
         let good = try TestClient(host)

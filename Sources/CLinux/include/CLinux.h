@@ -126,6 +126,18 @@ static inline int alps_bytes_waiting(int socket) {
     return ioctl(socket, FIONREAD, &count) == 0 ? count : 0;
 }
 
+/// Looks at the first `length` bytes of a UNIX stream without taking them, or at fewer if descriptors come along with
+/// one: `*passes` tells whether. The descriptors stay where they are.
+static inline ssize_t alps_peek(int socket, void *bytes, size_t length, int *passes) {
+    struct iovec part = {bytes, length};
+    struct msghdr message = {0};
+    message.msg_iov = &part;
+    message.msg_iovlen = 1;
+    ssize_t got = recvmsg(socket, &message, MSG_PEEK | MSG_DONTWAIT);
+    *passes = got > 0 && (message.msg_flags & MSG_CTRUNC) != 0;
+    return got;
+}
+
 /// What has been sent and not read yet, in the kernel's unit: memory taken, for a UNIX socket.
 static inline int alps_bytes_unread_by_peer(int socket) {
     int count = 0;

@@ -48,6 +48,7 @@ final class Supervisor: @unchecked Sendable {
     func remember(_ inode: UInt64) { locked { _ = handed.insert(inode) } }
 
     /// Puts a socket into the caller, under a number that the filter knows, and answers the call with it. Closes `socket`.
+    /// In-band for good (client.h, 5): the caller need not have the shim.
     func hand(_ socket: Int32, isStream: Bool, closesOnExec: Bool, to request: seccomp_notif) -> Int32? {
         defer { close(socket) }
         let process = SupervisedProcess(thread: Int32(bitPattern: request.pid))

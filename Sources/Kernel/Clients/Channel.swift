@@ -86,6 +86,17 @@ class Channel: SocketChannel {
         return isOpen && Glibc.poll(&entry, 1, 0) > 0 && Int32(entry.revents) & Int32(POLLHUP) != 0
     }
 
+    /// What a client has passed along with bytes that are never read would stay there for ever; if it is the client's own
+    /// end of the pair, nothing would ever tell that the client is gone. True if there is such a thing in what waits.
+    final var hasPassedDescriptors: Bool {
+        let waiting = Int(alps_bytes_waiting(descriptor))
+        guard waiting > 0 else { return false }
+        return withUnsafeTemporaryAllocation(byteCount: waiting, alignment: 16) { scratch in
+            var passes: Int32 = 0
+            return alps_peek(descriptor, scratch.baseAddress!, scratch.count, &passes) > 0 && passes != 0
+        }
+    }
+
     /// Closes the host's end. With a byte left unread in it the application gets ECONNRESET.
     final func closePair() {
         guard descriptor >= 0 else { return }

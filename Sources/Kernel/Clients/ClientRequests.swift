@@ -23,6 +23,9 @@ enum ClientRequests {
             return ioctl(session, frame, payload, nil)
         default: break
         }
+        if UInt32(frame.op) == UInt32(ALPS_OP_LINGER) {
+            return linger(session, frame, until: HeldDescriptor(copyOf: possession))
+        }
         if let channel = kernel.server?.netlinkChannels[SocketHandle(rawValue: frame.socket)] {
             return NetlinkRequests.execute(session, frame, payload, channel, possession: possession)
         }
@@ -88,7 +91,8 @@ enum ClientRequests {
                 throw error
             }
         } catch let error as KernelError {
-            session.reply(frame, error: error.code)
+            // The program has descriptors left; the system, as far as it sees, has not.
+            session.reply(frame, error: error.code == EMFILE ? ENFILE : error.code)
         } catch { session.reply(frame, error: EIO) }
     }
 
@@ -290,6 +294,21 @@ enum ClientRequests {
             // Somebody else's attempt, which goes on.
             answer(status == EINPROGRESS && started == EALREADY ? EALREADY : status)
         }
+    }
+
+    /// SO_LINGER: the descriptor has been closed; answers when its close may return. `held` is closed with the answer.
+    private static func linger(_ session: Session, _ frame: alps_frame, until held: HeldDescriptor) {
+        func answer(_ status: Int32) {
+            session.reply(frame, error: status)
+            held.release()
+        }
+        guard let socket = session.kernel.sockets.find(SocketHandle(rawValue: frame.socket)), mayUse(session, socket)
+        else { return answer(0) }
+        // Its end may not have been looked at yet.
+        if let channel = socket.channel as? Channel { releaseIfAbandoned(channel) }
+        let isHeldElsewhere = !socket.isClosed && (socket.channel as? Channel)?.isAbandoned != true
+        guard !isHeldElsewhere, socket.isLingering else { return answer(0) }
+        session.runWaiting(frame, name: "close") { answer(socket.waitForEnd()) }
     }
 
     static func ioctl(_ session: Session, _ frame: alps_frame, _ payload: [UInt8], _ socket: Socket?) {

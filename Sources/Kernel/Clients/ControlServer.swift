@@ -12,6 +12,8 @@ package final class ControlServer {
     private var sessions: [UInt32: Session] = [:]
     private var doorways: [ObjectIdentifier: Doorway] = [:]
     private var lastSession: UInt32 = 0
+    /// How long a new session may take to say who it is, ns.
+    package var helloTime: UInt64 = 10_000_000_000
     private var variantEpoch: UInt64 = 1
     /// Names this host process: a restarted host has another.
     let instance: UInt64

@@ -13,6 +13,8 @@ final class InBandListenerChannel: Channel {
             socket.close()
             return
         }
+        // What is written here is never read: the shim's filler.
+        if events & UInt32(EPOLLIN.rawValue) != 0, hasPassedDescriptors { return socket.abort() }
         handOut()
     }
 
@@ -71,6 +73,11 @@ final class InBandListenerChannel: Channel {
                     throw error
                 }
                 child.inode = pair.inode
+                if child.raw.pointee.linger > 0 {
+                    // Where the shim looks for it (client.h).
+                    var value = Glibc.linger(l_onoff: 1, l_linger: child.raw.pointee.linger)
+                    setsockopt(pair.application, SOL_SOCKET, SO_LINGER, &value, socklen_t(MemoryLayout<Glibc.linger>.size))
+                }
                 child.markDirty()
                 return (socketInformation(child), pair.application)
             } catch {

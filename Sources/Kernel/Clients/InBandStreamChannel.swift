@@ -68,6 +68,10 @@ final class InBandStreamChannel: Channel {
         }
         if mayHaveUnread || applicationWillWriteNoMore, !socket.isConnecting || applicationIsGone { takeWritten(socket) }
         guard isOpen, !socket.isClosed else { return }
+        if mayHaveUnread, socket.isConnecting, Int(alps_bytes_waiting(descriptor)) - 1 > plug, hasPassedDescriptors {
+            // As in `takeWritten`, which waits for the connection.
+            return socket.abort()
+        }
         pushReceived(socket)
         guard isOpen else { return }
         if socket.isDisconnected, socket.pendingError != 0, failsByClosing, socket.receiveAvailable == 0 || applicationIsGone {
@@ -92,7 +96,10 @@ final class InBandStreamChannel: Channel {
         while isOpen {
             let unread = Int(alps_bytes_waiting(descriptor)) - 1
             if plug > 0 {
-                guard socket.isConnected || applicationIsGone else { return }
+                guard socket.isConnected || applicationIsGone else {
+                    if !socket.isConnecting, hasPassedDescriptors { socket.abort() }
+                    return
+                }
                 guard dropPlug(unread) else { break }
                 continue
             }
@@ -107,7 +114,10 @@ final class InBandStreamChannel: Channel {
                 guard discard(unread) else { break }
                 continue
             }
-            guard isConnection else { return }
+            guard isConnection else {
+                if hasPassedDescriptors { socket.abort() }
+                return
+            }
             let count = min(unread, socket.sendSpace)
             guard count > 0 else { return }
             guard budget > 0 else {
@@ -115,6 +125,7 @@ final class InBandStreamChannel: Channel {
                 return
             }
             let taken = take(socket, count)
+            guard isOpen else { return }
             guard taken > 0 else {
                 retryLater()
                 return
@@ -143,9 +154,12 @@ final class InBandStreamChannel: Channel {
         guard got > 0 else { return 0 }
         let before = got - 1
         let last = before < first.count ? first.baseAddress! + before : second.baseAddress! + (before - first.count)
-        let hasCarry = recv(descriptor, last, 1, Int32(MSG_PEEK) | Int32(MSG_DONTWAIT)) == 1
+        var passes: Int32 = 0
+        let hasCarry = alps_peek(descriptor, last, 1, &passes) == 1
         let taken = hasCarry ? got : before
         if taken > 0 { socket.sendCommit(taken) }
+        // The byte that stays must not keep anything alive, see `hasPassedDescriptors`. No call of TCP passes descriptors.
+        if passes != 0 { socket.abort() }
         return taken
     }
 

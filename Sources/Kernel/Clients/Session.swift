@@ -35,6 +35,8 @@ package final class Session: ReadyHandler {
     private var outputBytes = 0
     private var watched = UInt32(EPOLLIN.rawValue)
     private var retry: HostTimer?
+    /// Ends what does not say hello: a descriptor that nobody holds the other end of might never end by itself.
+    private var patience: HostTimer?
     /// Requests that run on fibers, by request id.
     private var pending: [UInt64: Fiber] = [:]
 
@@ -61,6 +63,8 @@ package final class Session: ReadyHandler {
         }
         super.init()
         try kernel.reactor?.add(descriptor, events: UInt32(EPOLLIN.rawValue), handler: self)
+        patience = HostTimer(kernel) { [unowned self] in end() }
+        patience?.arm(after: server.helloTime)
     }
 
     package var socketCount: Int { files.handles.count }
@@ -176,6 +180,7 @@ package final class Session: ReadyHandler {
         // A process that came through a doorway made its own pair: its credentials are those of the pair's maker.
         if pid == 0 { pid = Int32(bitPattern: hello.pid) }
         greeted = true
+        patience = nil
         if !isTool {
             kernel.log.write(UInt32(ALPS_LOG_NOTICE), nil) { "session \(number): \(program), process \(pid) of user \(uid)" }
         }
@@ -288,6 +293,7 @@ package final class Session: ReadyHandler {
         close(descriptor)
         descriptor = -1
         retry = nil
+        patience = nil
         for item in output where item.descriptor >= 0 { close(item.descriptor) }
         output.removeAll()
         for descriptor in passed { close(descriptor) }

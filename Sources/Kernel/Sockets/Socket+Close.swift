@@ -43,6 +43,26 @@ extension Socket {
         end(asAbort: isStream && isConnected && raw.pointee.linger == 0 || isUnread)
     }
 
+    /// Whether close(2) has something to wait for: SO_LINGER with a time, and what is not acknowledged yet.
+    package var isLingering: Bool {
+        isStream && raw.pointee.linger > 0 && isAttached && !isDisconnected
+    }
+
+    /// SO_LINGER: sleeps until everything, the end included, is acknowledged, or SO_LINGER's time is over; what is left then
+    /// goes on in the background. On a fiber. 0, or EINTR if cancelled.
+    package func waitForEnd() -> Int32 {
+        let deadline = kernel.clock.now &+ UInt64(max(raw.pointee.linger, 0)) * 1_000_000_000
+        while isLingering {
+            let now = kernel.clock.now
+            guard now < deadline else { return 0 }
+            waiters += 1
+            let status = kernel.fibers.tsleep(channel: UnsafeRawPointer(raw), wmesg: "linger", timeout: deadline - now)
+            waiters -= 1
+            if status == EINTR || status == ENOSYS { return status }
+        }
+        return 0
+    }
+
     /// Ends the connection with a reset, and the socket with it.
     package func abort() {
         guard !isClosed else { return }

@@ -157,7 +157,8 @@ extension Socket {
     private func setLinger(_ value: [UInt8]) -> Int32 {
         guard value.count >= MemoryLayout<Glibc.linger>.size else { return EINVAL }
         let wanted = value.withUnsafeBytes { $0.loadUnaligned(as: Glibc.linger.self) }
-        raw.pointee.linger = wanted.l_onoff != 0 ? max(wanted.l_linger, 0) : -1
+        // Linux takes a negative time for a very long one.
+        raw.pointee.linger = wanted.l_onoff == 0 ? -1 : wanted.l_linger < 0 ? Int32.max : wanted.l_linger
         return 0
     }
 

@@ -42,6 +42,9 @@ int alps_shim_is_active(void);
 /// True if datagrams in this descriptor's pair have a header in front.
 int alps_shim_has_headers(int fd);
 void alps_shim_forget(int fd);
+/// Around a close: what to wait for afterwards (SO_LINGER).
+unsigned long alps_shim_lingering(int fd);
+void alps_shim_linger(unsigned long handle);
 int alps_shim_ioctl(int fd, unsigned long request, void *argument);
 int alps_shim_fcntl(int fd, int command, long argument);
 int alps_shim_open(int directory, const char *path, int flags, unsigned mode);

@@ -19,8 +19,14 @@
 ///    The client's end of a stream has SO_SNDBUF 212992 or more set (425984 in force) before it is passed: the byte that
 ///    the host leaves unread keeps a whole buffer of the kernel, up to 70 kB when written by sendfile, and the end is
 ///    writable only while a quarter of its send buffer is in use at most.
+///    A time set with SO_LINGER is also set on the client's end, where it is without effect: all holders find it there.
 /// 4. Before a request about a socket is executed, the host drains that socket's pair, so write-then-shutdown keeps its
 ///    order.
+/// 5. Payload travels in the pair (in-band). A channel that carries it in shared memory has to come back to the pair, for
+///    good, where code without the shim gets at a socket. Those places are marked "in-band for good" in the sources: stdio
+///    (fdopen), the start of a program that may lack the shim (exec, spawn: all that it inherits), a descriptor that was
+///    inherited or received and is met for the first time, a descriptor that is passed on (SCM_RIGHTS), a process that
+///    confines its own system calls (seccomp, no_new_privs), and a socket that the supervisor of `alps run --strict` makes.
 #ifndef ALPS_CLIENT_H
 #define ALPS_CLIENT_H
 
@@ -70,6 +76,9 @@
 #define ALPS_OP_CALL 18u        ///< alps_call_request, name, arguments -> int32 result, out-bytes: a plugin's user request by name
 #define ALPS_OP_QUERY 19u       ///< JSON object {"command": "...", ...} -> JSON. For tools (alps netstat, ...)
 #define ALPS_OP_UNCONNECT 20u   ///< datagram socket: forget the peer -> -
+#define ALPS_OP_LINGER 22u      ///< - -> -: close(2) of a stream with SO_LINGER, asked after the descriptor has been closed. Answered
+                                ///< when all that was written, and the end, is acknowledged, or SO_LINGER's time is over; at once
+                                ///< if somebody else holds the socket. A descriptor beside the frame is as with ALPS_OP_CONNECT
 #define ALPS_OP_SEND_DATAGRAM 40u ///< alps_datagram_header, payload -> -. For a connected datagram socket, whose messages have
                                 ///< no header: another destination (family 0: the peer), TTL, TOS, source
 #define ALPS_OP_TAKE_ERROR 41u  ///< - -> alps_socket_error, quoted bytes: the oldest error message (MSG_ERRQUEUE); EAGAIN none

@@ -100,7 +100,8 @@ typedef struct alps_socket_ops {
     uint32_t size;
     uint32_t reserved;
     /// [net] State changes, as BSD's soisconnecting() and so on. `is_connected` on a child of a listener makes it
-    /// ready for accept. `is_disconnected` with so->error set reports an abort (reset), without it a clean end.
+    /// ready for accept. `is_disconnected` with so->error set reports an abort (reset), without it a clean end. For a
+    /// socket that the application has closed it comes as soon as all of ours, the end included, is acknowledged.
     void (*is_connecting)(void *self, alps_socket *so);
     void (*is_connected)(void *self, alps_socket *so);
     void (*is_disconnecting)(void *self, alps_socket *so);

@@ -110,6 +110,8 @@ extension UnsafeMutablePointer where Pointee == Instance {
         count(.sentChallenges)
         reply(
             segment.packet, network, sequence: entry.pointee.iss + 1, acknowledgment: entry.rcvNxt, flags: Flag.ack,
+            // Nothing but the SYN has come, and that is not counted.
+            ace: entry.pointee.accurate.isOn ? UInt8(ECNCounters.initial.packets) : ACE.none,
             // Rounded up: what has been offered does not shrink.
             window: UInt16(
                 truncatingIfNeeded: (entry.pointee.advertisedWindow &+ (1 << UInt32(entry.pointee.rcvScale)) &- 1)
@@ -129,7 +131,7 @@ extension UnsafeMutablePointer where Pointee == Instance {
                     (entry.pointee.isCookie ? cookieClock(entry) : timestampClock) &+ entry.pointee.timestampOffset,
                     entry.pointee.tsRecent
                 ) : nil,
-            sackPermitted: entry.pointee.isSackPermitted, isScaleLast: setting(.optionOrder) == 0,
+            sackPermitted: entry.pointee.isSackPermitted, isScaleLast: setting(.optionOrder) == 0, endsList: setting(.optionOrder) == 2,
             cookie: entry.pointee.givesCookie
                 ? makeCookie(&entry.pointee.conn, fastOpenKey(entry.pointee.listener)) : nil,
             isExperimental: entry.pointee.isExperimental, hasCounters: synAckHasOption(entry))

@@ -286,7 +286,11 @@ extension UnsafeMutablePointer where Pointee == Connection {
             let limit = socket.pointee.rcv.limit
             var free = instance.sockets.pointee.receive_space(instance.socketLayer, socket)
             if pointee.windowClamp != 0 { free = min(free, pointee.windowClamp) }
-            if free > current, free - current >= min(limit / 2, max(pointee.advertisedMSS, 1)) { space = free }
+            if free > current,
+                free - current >= min(limit / 2, max(pointee.advertisedMSS, 1)) || instance.isOn(.wholeSegmentBuffers)
+            {
+                space = free
+            }
         }
         space = min(space, 65535 << scale)
         // Rounding down a window that has not grown would move its edge back.

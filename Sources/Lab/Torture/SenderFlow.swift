@@ -19,6 +19,8 @@ package final class SenderFlow {
         package var mayVanish = false
         /// With TCP Fast Open: data may be on the SYN, and follow a SYN, ACK before that is acknowledged (RFC 7413).
         package var opensFast = false
+        /// A pacing rate holds segments of the host back, so that time and cause of what leaves cannot be told.
+        package var isPaced = false
 
         package init() {}
     }
@@ -112,7 +114,7 @@ package final class SenderFlow {
     /// held the segment back.
     package func emitted(_ segment: WireSegment, at now: UInt64, isTimeout: Bool = false, isOnTime: Bool = true) {
         // What waited together is let go together.
-        let isOnTime = isOnTime && (now != lastEmission || isLastOnTime)
+        let isOnTime = isOnTime && !settings.isPaced && (now != lastEmission || isLastOnTime)
         defer {
             lastEmission = now
             isLastOnTime = isOnTime
@@ -264,7 +266,7 @@ package final class SenderFlow {
 
     private func checkCongestion(_ segment: WireSegment, _ now: UInt64) {
         // A SYN is held to the size that a segment may have.
-        guard segment.length > 0, !segment.flags.contains(.syn) else { return }
+        guard segment.length > 0, !segment.flags.contains(.syn), !settings.isPaced else { return }
         if !isEstablished { beginCongestion() }
         // A probe of one octet is not held to the congestion window.
         if segment.length > 1 { spent += segment.length }
@@ -354,6 +356,8 @@ package final class SenderFlow {
             // RFC 6298, 5.7: data begin with a time-out of their own.
             backedOff = 0
             beginCongestion()
+            // What has been sent before may go again, if the SYN, ACK had to.
+            if settings.opensFast { budget += outstanding }
         }
         let advance = distance(ack, una)
         if advance > 0 {

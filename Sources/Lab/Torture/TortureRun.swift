@@ -89,6 +89,9 @@ package final class TortureRun {
             let place = plan.links[link]
             settings.mtu = key.source & 255 == 1 ? place.forward.mtu : place.back.mtu
         }
+        settings.isPaced = plan.connections.contains {
+            $0.client == kernel && $0.clientSide.pacingRate != nil || $0.server == kernel && $0.serverSide.pacingRate != nil
+        }
         let ports = (Int(key.destinationPort) - Int(firstPort), Int(key.sourcePort) - Int(firstPort))
         if plan.connections.indices.contains(ports.0) {
             settings.salt = plan.connections[ports.0].clientSide.salt
@@ -282,6 +285,7 @@ package final class TortureRun {
         }
         // A SYN cookie knows a client by the number of its first ACK only: whatever else comes before that is answered by a
         // reset, and a late copy of it by another connection.
+        if connection.flood > 0, pairs[index].client.isOver, !pairs[index].server.isStarted { return false }
         if connection.flood > 0, [pairs[index].client, pairs[index].server].contains(where: { $0.outcome == .failed(ECONNRESET) }) {
             return false
         }
@@ -374,7 +378,8 @@ package final class TortureRun {
         guard !hasFault else { return }
         let bytes = plan.connections.reduce(0) { $0 + $1.clientSide.bytes + $1.serverSide.bytes }
         let writes = endpoints.reduce(0) { $0 + $1.sent / 200 }
-        let packetLimit = UInt64(2000 * plan.connections.count + bytes + 20 * writes) + 4 * UInt64(report.seconds)
+        // A packet a byte, and an acknowledgment each.
+        let packetLimit = UInt64(2000 * plan.connections.count + 2 * bytes + 20 * writes) + 4 * UInt64(report.seconds)
         if observer.packets > packetLimit { fail("event storm: \(observer.packets) packets for \(bytes) bytes") }
         let turnLimit = 20_000 + 20 * packetLimit
         if network.turns > turnLimit { fail("event storm: \(network.turns) turns for \(observer.packets) packets") }

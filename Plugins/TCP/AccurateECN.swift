@@ -288,7 +288,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
         }
         if isFirst {
             pointee.accurate.request =
-                instance.asksForAccurateECN ? .accurate : instance.asksForECN ? .classic : .none
+                instance.asksForAccurateECN && !instance.isRequestUseless(pointee.conn.remote)
+                ? .accurate : instance.asksForECN ? .classic : .none
         }
         switch pointee.accurate.request {
         case .none: return ACE.none
@@ -296,8 +297,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
             // RFC 9768, 3.1.4.1: it tries twice, for the sake of what may drop such a SYN.
             return pointee.attempts < 2 || keepsAsking ? ACE.request : ACE.none
         case .classic:
-            // RFC 3168, 6.1.1.1: once.
-            if isFirst || keepsAsking { return ACE.classicRequest }
+            // RFC 3168, 6.1.1.1: once, if not told otherwise.
+            if Int64(pointee.attempts) <= instance.setting(.ecnSynRetries) || keepsAsking { return ACE.classicRequest }
             pointee.accurate.request = .none
             return ACE.none
         }
@@ -335,6 +336,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
             // RFC 3168, 6.1.1: the answer has ECE alone; both bits are what a host sends that only mirrors ours.
             set(.ecn, ace & 3 == ACE.classicAnswer)
         case .accurate:
+            instance.noteRequest(pointee.conn.remote, isFailure: pointee.attempts >= 2 && instance.isOn(.ecnFallback))
             guard ace != ACE.none, ace != ACE.request else { return }
             if ace == ACE.classicAnswer { return set(.ecn) }
             beginAccurateECN(segment.field)
@@ -466,8 +468,13 @@ extension UnsafeMutablePointer where Pointee == Connection {
     /// Pure acknowledgments, repetitions and FINs are as well: their marks are counted like any other, and who can tell
     /// by SACK what is a duplicate does not take an acknowledgment of an acknowledgment for one (3.2.2.5.1; RFC 8311).
     @inline(__always)
-    func markAccurately(_ packet: Mbuf, _ flags: UInt8, _ length: UInt32, hasSack: Bool) -> UInt8 {
-        if pointee.accurate.sendsCapable, length > 0 || flags & Flag.fin != 0 || has(.sackPermitted) {
+    func markAccurately(
+        _ packet: Mbuf, _ flags: UInt8, _ sequence: SequenceNumber, _ length: UInt32, hasSack: Bool
+    ) -> UInt8 {
+        let isCapable =
+            instance.isOn(.ecnControlPackets)
+            ? length > 0 || flags & Flag.fin != 0 || has(.sackPermitted) : length > 0 && sequence == pointee.sndNxt
+        if pointee.accurate.sendsCapable, isCapable {
             packet.pointee.pkt.flags |= UInt16(ALPS_PKT_ECT)
         }
         if pointee.accurate.reflects, length == 0, flags & (Flag.fin | Flag.rst) == 0, !hasSack {

@@ -37,6 +37,17 @@ extension UnsafeMutablePointer where Pointee == Connection {
         }
     }
 
+    /// net.inet.tcp.whole_segment_buffers: of what the peers agreed on as segment size.
+    @inline(never)
+    func roundBuffers() {
+        let instance = instance
+        let segment = max(min(pointee.peerMSS, pointee.advertisedMSS), 1)
+        for (isSend, limit) in [(Int32(0), socket.pointee.rcv.limit), (1, socket.pointee.snd.limit)]
+        where limit % segment != 0 && limit > segment {
+            _ = instance.sockets.pointee.grow(instance.socketLayer, socket, isSend, limit - limit % segment + segment)
+        }
+    }
+
     /// A round trip without half a buffer of data begins a new measurement.
     @inline(__always)
     func restartReceiveTuning() {

@@ -221,6 +221,7 @@ struct Connection {
     var keepInterval: UInt64
     var keepCount: UInt32
     var synCount: UInt32
+    var connectTimeout: UInt64
     var userTimeout: UInt64
     var linger2: UInt64
     var deferAccept: UInt32

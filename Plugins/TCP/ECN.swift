@@ -35,13 +35,14 @@ extension UnsafeMutablePointer where Pointee == Connection {
     func markECN(_ packet: Mbuf, _ flags: UInt8, _ sequence: SequenceNumber, _ length: UInt32) -> UInt8 {
         var flags = flags
         if has(.congestionEcho) { flags |= Flag.ece }
-        if length > 0, sequence == pointee.sndNxt {
+        if length > 0, sequence == pointee.sndNxt, (sequence + length) - pointee.sndUna <= Int(pointee.sndWnd) {
             packet.pointee.pkt.flags |= UInt16(ALPS_PKT_ECT)
             if has(.windowReduced) {
                 flags |= Flag.cwr
                 clear(.windowReduced)
             }
         } else if length > 0 || flags & Flag.fin != 0, instance.isOn(.generalizedECN) {
+            // Without this setting neither are repetitions and probes of a closed window (RFC 3168, 6.1.5 and 6.1.6).
             packet.pointee.pkt.flags |= UInt16(ALPS_PKT_ECT)
         }
         return flags
@@ -50,8 +51,11 @@ extension UnsafeMutablePointer where Pointee == Connection {
     /// RFC 3168, 6.1.2: as for a lost segment, at most once a round trip, and nothing is sent again.
     func congestionReported(priorPipe: Int) {
         instance.count(.congestionReports)
-        if has(.ecn) { set(.windowReduced) }
-        guard pointee.recovery.state == .open else { return }
+        guard pointee.recovery.state == .open else {
+            // The receiver goes on until it hears of a reduction, though there has been one.
+            if has(.ecn) { set(.windowReduced) }
+            return
+        }
         pointee.recovery.canUndo = false
         lowerThreshold()
         pointee.recovery.state = .reduction

@@ -108,12 +108,14 @@ extension UnsafeMutablePointer where Pointee == Instance {
         guard Int64(entry.pointee.challenges) < setting(.challengeLimit) else { return }
         entry.pointee.challenges += 1
         count(.sentChallenges)
+        // Rounded up: what has been offered does not shrink, and neither does what is offered now.
+        let unit: UInt32 = 1 << UInt32(entry.pointee.rcvScale)
+        entry.pointee.advertisedWindow = (entry.pointee.advertisedWindow &+ unit &- 1) / unit &* unit
         reply(
             segment.packet, network, sequence: entry.pointee.iss + 1, acknowledgment: entry.rcvNxt, flags: Flag.ack,
-            // Rounded up: what has been offered does not shrink.
-            window: UInt16(
-                truncatingIfNeeded: (entry.pointee.advertisedWindow &+ (1 << UInt32(entry.pointee.rcvScale)) &- 1)
-                    >> UInt32(entry.pointee.rcvScale)),
+            // Nothing but the SYN has come, and that is not counted.
+            ace: entry.pointee.accurate.isOn ? UInt8(ECNCounters.initial.packets) : ACE.none,
+            window: UInt16(truncatingIfNeeded: min(entry.pointee.advertisedWindow / unit, 65535)),
             timestamp: entry.pointee.hasTimestamps
                 ? (timestampClock &+ entry.pointee.timestampOffset, entry.pointee.tsRecent) : nil)
     }
@@ -129,7 +131,7 @@ extension UnsafeMutablePointer where Pointee == Instance {
                     (entry.pointee.isCookie ? cookieClock(entry) : timestampClock) &+ entry.pointee.timestampOffset,
                     entry.pointee.tsRecent
                 ) : nil,
-            sackPermitted: entry.pointee.isSackPermitted, isScaleLast: setting(.optionOrder) == 0,
+            sackPermitted: entry.pointee.isSackPermitted, isScaleLast: setting(.optionOrder) == 0, endsList: setting(.optionOrder) == 2,
             cookie: entry.pointee.givesCookie
                 ? makeCookie(&entry.pointee.conn, fastOpenKey(entry.pointee.listener)) : nil,
             isExperimental: entry.pointee.isExperimental, hasCounters: synAckHasOption(entry))
@@ -140,7 +142,7 @@ extension UnsafeMutablePointer where Pointee == Instance {
         emit(
             network, &netpcb, conn: &entry.pointee.conn, sequence: entry.pointee.iss, acknowledgment: entry.rcvNxt,
             flags: Flag.syn | Flag.ack, ace: bits,
-            window: UInt16(truncatingIfNeeded: entry.pointee.advertisedWindow), options: options,
+            window: UInt16(truncatingIfNeeded: min(entry.pointee.advertisedWindow, 65535)), options: options,
             isCapable: isCapable)
     }
 

@@ -53,9 +53,6 @@ extension UnsafeMutablePointer where Pointee == Instance {
     }
 
     func remember(_ cookie: FastOpenCookie, of address: alps_addr, mss: UInt32) {
-        if pointee.fastOpenCache == nil {
-            pointee.fastOpenCache = services.allocateArray(FastOpenEntry.self, FastOpenCache.places)
-        }
         guard let cache = pointee.fastOpenCache else { return }
         cache[place(address)] = FastOpenEntry(address: address, cookie: cookie, mss: mss)
     }
@@ -130,6 +127,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
             pointee.isSynDataTaken = true
             acknowledgeSynData(segment)
             instance.count(.fastOpens)
+            // Of the rest there is nothing to wait for.
+            if pointee.sndNxt > pointee.sndUna { loseAll() }
         } else {
             loseAll()
         }

@@ -40,6 +40,8 @@ struct Instance {
     var cookieKey: SecretKey
     var fastOpenKey: SecretKey
     var fastOpenCache: UnsafeMutablePointer<FastOpenEntry>?
+    /// Destinations that do not answer requests for Accurate ECN.
+    var unansweredRequests = UnansweredRequests()
     /// When a SYN cookie was last sent; only for a while after are cookies believed.
     var lastCookie: UInt64
 }

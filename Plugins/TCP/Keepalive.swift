@@ -5,6 +5,11 @@ import PluginKit
 extension UnsafeMutablePointer where Pointee == Connection {
     var keepIdle: UInt64 { pointee.keepIdle != 0 ? pointee.keepIdle : instance.nanoseconds(.keepIdle) }
 
+    /// How long a handshake of ours may take (TCP_KEEPINIT).
+    var connectTimeout: UInt64 {
+        pointee.connectTimeout != 0 ? pointee.connectTimeout : instance.nanoseconds(.connectTimeout)
+    }
+
     var keepInterval: UInt64 { pointee.keepInterval != 0 ? pointee.keepInterval : instance.nanoseconds(.keepInterval) }
 
     var keepCount: UInt32 {

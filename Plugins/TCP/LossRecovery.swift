@@ -182,6 +182,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
     func lowerThreshold() {
         let flight = UInt32(truncatingIfNeeded: max(0, pointee.sndNxt - pointee.sndUna))
         pointee.congestion.reduce(flight: flight, mss: pointee.mss)
+        // RFC 3168, 6.1.2: whatever the window has been reduced for, the next new segment says so.
+        if has(.ecn) { set(.windowReduced) }
     }
 
     func beginReduction(priorPipe: Int) {

@@ -114,6 +114,8 @@ struct SynOptions {
     var sackPermitted: Bool
     /// Linux's order, else BSD's.
     var isScaleLast: Bool
+    /// Padding is the end of the list behind the last option, as BSD has it.
+    var endsList = false
     /// TCP Fast Open; nil: nothing of it. `isExperimental`: in the option of old.
     var cookie: FastOpenCookie?
     var isExperimental = false
@@ -145,10 +147,11 @@ struct SynOptions {
             at += ECNCounters.writeInitial(place + at, room: 40 - at - behind - cookieLength)
         }
         if timestamp == nil, sackPermitted {
-            place[at] = 1
-            place[at + 1] = 1
-            place[at + 2] = Options.sackPermittedKind
-            place[at + 3] = 2
+            // Padding in front of it, or the end of the list behind it.
+            let padding = endsList && cookie == nil ? 0 : 2
+            place.store32(at, padding == 0 ? 0 : 0x0101_0000)
+            place[at + padding] = Options.sackPermittedKind
+            place[at + padding + 1] = 2
             at += 4
         }
         if isScaleLast { at += writeScale(place + at) }

@@ -205,8 +205,6 @@ extension UnsafeMutablePointer where Pointee == Connection {
         let mss = Int(pointee.mss)
         // An urgent pointer is relative to each segment.
         if pointee.sndUp > pointee.sndNxt || has(.windowReduced) || !instance.isOn(.segmentationOffload) { return mss }
-        // A device that cuts segments leaves CWR in the first only, which must not happen to a counter (RFC 9768, 3.3.4).
-        if pointee.accurate.isOn, pointee.accurate.received.packets & 2 != 0 { return mss }
         let room = 65535 - Int(netpcb.pointee.header_length) - Int(headerLength) - Int(pointee.accurate.reserved)
         return max(mss, room - room % mss)
     }
@@ -286,7 +284,11 @@ extension UnsafeMutablePointer where Pointee == Connection {
             let limit = socket.pointee.rcv.limit
             var free = instance.sockets.pointee.receive_space(instance.socketLayer, socket)
             if pointee.windowClamp != 0 { free = min(free, pointee.windowClamp) }
-            if free > current, free - current >= min(limit / 2, max(pointee.advertisedMSS, 1)) { space = free }
+            if free > current,
+                free - current >= min(limit / 2, max(pointee.advertisedMSS, 1)) || instance.isOn(.wholeSegmentBuffers)
+            {
+                space = free
+            }
         }
         space = min(space, 65535 << scale)
         // Rounding down a window that has not grown would move its edge back.

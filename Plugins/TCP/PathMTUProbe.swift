@@ -31,8 +31,9 @@ extension UnsafeMutablePointer where Pointee == Connection {
         else { return }
         let base = UInt32(truncatingIfNeeded: instance.setting(.baseMSS))
         let overhead = has(.timestamps) ? Options.timestampLength : 0
-        let present = pointee.mss &+ overhead
-        guard present > base, first.pointee.length >= pointee.mss, pointee.sndWnd >= pointee.mss else { return }
+        // What has been sent, which may be less than a full segment and still too large.
+        let present = min(first.pointee.length, pointee.mss) &+ overhead
+        guard present > base else { return }
         instance.count(.blackHoles)
         pointee.pathProbe.limit = base
         pointee.pathProbe.tooBig = present
@@ -40,6 +41,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
         pointee.pathProbe.failures = 0
         pointee.pathProbe.next = instance.now
         refreshMSS()
+        // The loss window is one segment, of the size that they have now (RFC 5681, 3.1).
+        pointee.congestion.cwnd = min(pointee.congestion.cwnd, pointee.mss)
     }
 
     /// The payload of a probe to be sent now; nil: none.

@@ -55,6 +55,8 @@ private func create(
     instance.pointee.counters = counters
     instance.pointee.requests = requests
     instance.pointee.entry = entry
+    // Without it there is no Fast Open for clients.
+    instance.pointee.fastOpenCache = services.allocateArray(FastOpenEntry.self, FastOpenCache.places)
     result.pointee = UnsafeMutableRawPointer(instance)
     return 0
 }

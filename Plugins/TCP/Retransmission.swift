@@ -62,7 +62,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         let waited = instance.now &- pointee.waitingSince
         var isOver =
             pointee.synCount != 0
-            ? pointee.attempts > pointee.synCount : waited >= instance.nanoseconds(.connectTimeout)
+            ? pointee.attempts > pointee.synCount : waited >= connectTimeout
         if pointee.userTimeout != 0, waited >= pointee.userTimeout { isOver = true }
         // Something on the way has said, more than once by now, that this will not work.
         if pointee.attempts > 3, pointee.softError != 0 { isOver = true }

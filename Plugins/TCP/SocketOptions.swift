@@ -26,6 +26,8 @@ private enum Option {
     static var fastOpenConnect: Int32 { 30 }
     static var fastOpenKey: Int32 { 33 }
     static var fastOpenNoCookie: Int32 { 34 }
+    /// BSD's, with BSD's number, which Linux does not use: seconds that a handshake may take.
+    static var connectTimeout: Int32 { 128 }
 }
 
 private var second: UInt64 { UInt64(ALPS_NSEC_PER_SEC) }
@@ -92,6 +94,9 @@ extension UnsafeMutablePointer where Pointee == Connection {
         case Option.synCount:
             guard number >= 1, number <= 127 else { return ALPS_EINVAL }
             pointee.synCount = UInt32(positive)
+        case Option.connectTimeout:
+            guard number >= 1, number <= 32767 else { return ALPS_EINVAL }
+            pointee.connectTimeout = positive * second
         case Option.linger2:
             pointee.linger2 = number < 0 ? noLinger2 : min(positive, 120) * second
         case Option.deferAccept:
@@ -188,6 +193,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         case Option.keepInterval: number = Int32(truncatingIfNeeded: keepInterval / second)
         case Option.keepCount: number = Int32(truncatingIfNeeded: keepCount)
         case Option.synCount: number = pointee.synCount != 0 ? Int32(pointee.synCount) : 7
+        case Option.connectTimeout: number = Int32(truncatingIfNeeded: connectTimeout / second)
         case Option.linger2:
             if pointee.linger2 == noLinger2 {
                 number = -1

@@ -122,6 +122,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
             mss: pointee.mss, initialSegments: UInt32(truncatingIfNeeded: instance.setting(.initialWindow)),
             isSynLost: has(.synLost))
         if has(.finQueued) { enter(.finWait1) }
+        if instance.isOn(.wholeSegmentBuffers) { roundBuffers() }
         armKeep()
         instance.sockets.pointee.is_connected(instance.socketLayer, socket)
     }

@@ -95,7 +95,9 @@ extension UnsafeMutablePointer where Pointee == Connection {
         put32(68, microseconds(pointee.roundTrip.srtt))
         put32(72, microseconds(pointee.roundTrip.rttvar))
         put32(76, min(pointee.congestion.ssthresh, 0x7fff_ffff) / max(pointee.mss, 1))
-        put32(80, pointee.congestion.cwnd / max(pointee.mss, 1))
+        // A connection that has not begun is going to begin with the initial window.
+        let first = UInt32(truncatingIfNeeded: instance.setting(.initialWindow))
+        put32(80, pointee.congestion.cwnd == 0 ? first : pointee.congestion.cwnd / max(pointee.mss, 1))
         put32(84, pointee.advertisedMSS)
         put32(88, pointee.recovery.reorderingDegree)
         put32(96, socket.pointee.rcv.limit)

@@ -69,10 +69,9 @@ extension UnsafeMutablePointer where Pointee == Instance {
         entry.pointee.timestampOffset = connection.pointee.timestampOffset
         entry.pointee.hasTimestamps = connection.has(.timestamps)
         entry.pointee.ace = connection.pointee.accurate.isOn ? connection.pointee.accurate.ace : ACE.none
-        entry.pointee.window = UInt16(
-            truncatingIfNeeded: min(
-                max(0, connection.pointee.rcvAdv - connection.pointee.rcvNxt) >> Int(connection.pointee.rcvScale), 65535
-            ))
+        var window = max(0, connection.pointee.rcvAdv - connection.pointee.rcvNxt)
+        if isOn(.wholeSegmentBuffers) { window = max(window, Int(connection.socket.pointee.rcv.limit)) }
+        entry.pointee.window = UInt16(truncatingIfNeeded: min(window >> Int(connection.pointee.rcvScale), 65535))
         return entry
     }
 

@@ -80,8 +80,11 @@ extension UnsafeMutablePointer where Pointee == Connection {
     /// TCP_USER_TIMEOUT ends the connection when it is due, not at the time-out after that.
     @inline(__always)
     private func withinUserTimeout(_ delay: UInt64) -> UInt64 {
-        guard pointee.userTimeout != 0, pointee.waitingSince != 0 else { return delay }
-        let due = pointee.waitingSince &+ pointee.userTimeout
+        var limit = pointee.userTimeout
+        // So does TCP_KEEPINIT an attempt to connect.
+        if limit == 0, pointee.state == .synSent { limit = pointee.connectTimeout }
+        guard limit != 0, pointee.waitingSince != 0 else { return delay }
+        let due = pointee.waitingSince &+ limit
         let now = instance.now
         return min(delay, due > now ? due - now : 0)
     }
@@ -93,7 +96,10 @@ extension UnsafeMutablePointer where Pointee == Connection {
     func armPersist() {
         pointee.retransmitUse = .persist
         let isHeld = (has(.cork) || has(.moreToCome)) && pointee.sndWnd >= pointee.mss
-        let delay = isHeld ? instance.nanoseconds(.corkTime) : backedOff(pointee.roundTrip.rto)
+        let delay =
+            isHeld
+            ? instance.nanoseconds(.corkTime)
+            : max(backedOff(pointee.roundTrip.rto), instance.nanoseconds(.minimumPersist))
         armRetransmitCallout(at: instance.now &+ delay)
     }
 

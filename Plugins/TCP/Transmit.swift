@@ -17,8 +17,10 @@ extension UnsafeMutablePointer where Pointee == Connection {
         let mss = isWhole ? length : pointee.mss
         let segments = length > mss ? (length &+ mss &- 1) / mss : 1
         if length > mss {
-            packet.pointee.pkt.gso_type = UInt8(
-                netpcb.pointee.family == UInt16(ALPS_AF_INET6) ? ALPS_GSO_TCP6 : ALPS_GSO_TCP4)
+            var type = netpcb.pointee.family == UInt16(ALPS_AF_INET6) ? ALPS_GSO_TCP6 : ALPS_GSO_TCP4
+            // CWR of RFC 3168 goes with one segment alone; here it is part of a number.
+            if pointee.accurate.isOn, packet.pointee.data[Header.flags] & Flag.cwr != 0 { type |= ALPS_GSO_ACE }
+            packet.pointee.pkt.gso_type = UInt8(type)
             packet.pointee.pkt.gso_size = UInt16(truncatingIfNeeded: mss)
         }
         packet.pointee.pkt.gso_segments = UInt16(truncatingIfNeeded: segments)
@@ -109,7 +111,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         if has(.ecn) {
             flags = markECN(packet, flags, sequence, length)
         } else if pointee.accurate.isOn {
-            ace = markAccurately(packet, flags, length, hasSack: reportsSack)
+            ace = markAccurately(packet, flags, sequence, length, hasSack: reportsSack)
         }
         let pseudo = network.ops.pointee.pseudo_sum(
             network.instance, &netpcb.pointee.local, &netpcb.pointee.remote, Registration.protocol,
@@ -165,15 +167,16 @@ extension UnsafeMutablePointer where Pointee == Connection {
         let isAnswer = pointee.state != .synSent
         let isFirst = pointee.sndMax == pointee.iss
         let bits = synBits(isAnswer: isAnswer, isFirst: isFirst)
-        let timestamps = isAnswer ? has(.timestamps) : instance.offersTimestamps
-        let scaling = isAnswer ? has(.windowScaling) : instance.offersWindowScaling
+        let isPlain = !isAnswer && pointee.attempts > 2 && instance.isOn(.dropsSynOptions)
+        let timestamps = isAnswer ? has(.timestamps) : instance.offersTimestamps && !isPlain
+        let scaling = isAnswer ? has(.windowScaling) : instance.offersWindowScaling && !isPlain
         let options = SynOptions(
             mss: UInt16(truncatingIfNeeded: min(pointee.advertisedMSS, 65535)),
             windowScale: scaling ? pointee.rcvScale : nil,
             timestamp: timestamps
                 ? (instance.timestampClock &+ pointee.timestampOffset, isAnswer ? pointee.tsRecent : 0) : nil,
-            sackPermitted: isAnswer ? has(.sackPermitted) : instance.isOn(.sack),
-            isScaleLast: instance.setting(.optionOrder) == 0, cookie: isAnswer || !isFirst ? nil : cookieToSend,
+            sackPermitted: isAnswer ? has(.sackPermitted) : instance.isOn(.sack) && !isPlain,
+            isScaleLast: instance.setting(.optionOrder) == 0, endsList: instance.setting(.optionOrder) == 2, cookie: isAnswer || !isFirst ? nil : cookieToSend,
             hasCounters: isAnswer && takesSynAckOption)
         let data = isAnswer || !isFirst ? nil : takeSynData()
         let space = instance.sockets.pointee.receive_space(instance.socketLayer, socket)
@@ -263,9 +266,14 @@ extension UnsafeMutablePointer where Pointee == Connection {
 }
 
 extension UnsafeMutablePointer where Pointee == Instance {
-    /// The MSS of a path as advertised: what the interface takes, whatever options are in use (RFC 6691).
+    /// The MSS as advertised: what the interface takes, whatever options are in use (RFC 6691), and whatever has been
+    /// learned about the way out, which says nothing about the way in (RFC 9293, 3.7.1).
     func advertisedMSS(_ network: Network, _ netpcb: UnsafeMutablePointer<alps_netpcb>) -> UInt32 {
-        let mtu = network.ops.pointee.path_mtu(network.instance, netpcb)
+        var mtu = network.ops.pointee.path_mtu(network.instance, netpcb)
+        let cell = services.ifnetCell
+        if let interface = cell.ops(alps_ifnet_ops.self).pointee.get(cell.instance, netpcb.pointee.route.ifindex) {
+            mtu = max(mtu, interface.pointee.mtu)
+        }
         let overhead = netpcb.pointee.header_length &+ Header.length
         return min(mtu > overhead ? mtu - overhead : defaultMSS(netpcb), 65535)
     }

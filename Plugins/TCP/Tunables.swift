@@ -63,8 +63,13 @@ enum Setting: Int {
     case ecnOptionBeacon
     case ecnFallback
     case synLinearTimeouts
+    case ecnSynRetries
+    case minimumPersist
+    case wholeSegmentBuffers
+    case dropsSynOptions
+    case ecnControlPackets
 
-    static var count: Int { 60 }
+    static var count: Int { 65 }
 }
 
 extension UnsafeMutablePointer where Pointee == Instance {
@@ -192,8 +197,8 @@ extension UnsafeMutablePointer where Pointee == Instance {
             .windowScaling, "net.inet.tcp.window_scaling", ALPS_TUNABLE_BOOL, 1, 0...1,
             "Offer window scaling, if rfc1323 is on")
         add(
-            .optionOrder, "net.inet.tcp.option_order", ALPS_TUNABLE_INT, 1, 0...1,
-            "Order of the options of SYN: 0 as Linux has it (scale last), 1 as BSD (scale behind MSS)")
+            .optionOrder, "net.inet.tcp.option_order", ALPS_TUNABLE_INT, 1, 0...2,
+            "Order of the options of SYN: 0 as Linux has it (scale last), 1 as BSD (scale behind MSS), 2 and its padding")
         add(
             .tailLossProbe, "net.inet.tcp.tlp", ALPS_TUNABLE_BOOL, 1, 0...1,
             "Probe for the loss of a flight's tail (RFC 8985, section 7)")
@@ -266,6 +271,21 @@ extension UnsafeMutablePointer where Pointee == Instance {
         add(
             .synLinearTimeouts, "net.inet.tcp.syn_linear_timeouts", ALPS_TUNABLE_INT, 0, 0...64,
             "Repetitions of a SYN before the time between them begins to double; RFC 6298 says none")
+        add(
+            .ecnSynRetries, "net.inet.tcp.ecn.maxretries", ALPS_TUNABLE_INT, 0, 0...64,
+            "Repetitions of a SYN that still ask for ECN (RFC 3168); the next ones do without")
+        add(
+            .minimumPersist, "net.inet.tcp.persmin", ALPS_TUNABLE_NSEC, 0, 0...(60 * second),
+            "Least time before a closed window is probed")
+        add(
+            .wholeSegmentBuffers, "net.inet.tcp.whole_segment_buffers", ALPS_TUNABLE_BOOL, 0, 0...1,
+            "Round buffers up to whole segments, and tell all of their space in each segment, as BSD does")
+        add(
+            .dropsSynOptions, "net.inet.tcp.rexmit_drop_options", ALPS_TUNABLE_BOOL, 0, 0...1,
+            "From its third repetition on a SYN offers its segment size alone")
+        add(
+            .ecnControlPackets, "net.inet.tcp.ecn.control_packets", ALPS_TUNABLE_BOOL, 1, 0...1,
+            "With Accurate ECN acknowledgments, repetitions and FINs are ECN-capable too (RFC 8311)")
         let cell = services.tunableCell
         return cell.ops(alps_tunable_ops.self).pointee.add(cell.instance, list, UInt32(Setting.count))
     }

@@ -49,7 +49,7 @@ import Testing
     private func accepted(_ ladder: Ladder) throws -> Socket {
         let listener = try ladder.listener()
         ladder.inject(.syn, seq: 0, options: Self.sackPermitted, ace: 7)
-        #expect(ladder.expectAny([.syn, .ack])?.ace == 0b010)
+        #expect(ladder.expectOne([.syn, .ack])?.ace == 0b010)
         ladder.inject(.ack, seq: 1, ack: 1, ace: 0b010)
         return try #require(listener.acceptNext())
     }
@@ -68,7 +68,7 @@ import Testing
             let ladder = try ladder(enable)
             let listener = try ladder.listener()
             ladder.inject(.syn, seq: 0, options: Self.sackPermitted, ace: request, tos: field)
-            let answer = try #require(ladder.expectAny([.syn, .ack]))
+            let answer = try #require(ladder.expectOne([.syn, .ack]))
             let isAccurate = enable >= 3 && request != 0 && request != 3
             let isClassic = !isAccurate && enable != 0 && request & 3 == 3
             let expected: UInt8 = isAccurate ? [0b010, 0b011, 0b100, 0b110][Int(field)] : isClassic ? 0b001 : 0
@@ -89,13 +89,13 @@ import Testing
             let ladder = try ladder()
             let socket = try ladder.socket()
             #expect(socket.connect(endpoint("10.0.0.2", Ladder.peerPort)) == 115)
-            let syn = try #require(ladder.expectAny(.syn))
+            let syn = try #require(ladder.expectOne(.syn))
             #expect(syn.ace == 7)
             #expect(syn.option(172) == nil && syn.option(174) == nil)
             #expect(syn.tos & 3 == 0)
             ladder.stackPort = syn.sourcePort
             ladder.inject([.syn, .ack], seq: 0, ack: 1, options: Self.sackPermitted, ace: answer, tos: field)
-            let ack = try #require(ladder.expectAny(.ack))
+            let ack = try #require(ladder.expectOne(.ack))
             let info = Info(socket)
             switch answer {
             case 0, 7:
@@ -124,14 +124,14 @@ import Testing
         let ladder = try ladder()
         let listener = try ladder.listener()
         ladder.inject(.syn, seq: 0, options: Self.sackPermitted, ace: 7)
-        ladder.expectAny([.syn, .ack])
+        ladder.expectOne([.syn, .ack])
         ladder.inject(.ack, seq: 1, ack: 1, ace: ace)
         let socket = try #require(listener.acceptNext())
         let info = Info(socket)
         #expect(info.deliveredMarks == (ace == 0b110 ? 1 : 0))
         #expect(info.failures == ([0, 0b011, 0b100, 0b110].contains(ace) ? 2 : 0))
         #expect(socket.write([1]) == 1)
-        let sent = try #require(ladder.expectAny([.ack, .psh]))
+        let sent = try #require(ladder.expectOne([.ack, .psh]))
         #expect(sent.ace == 5)
         #expect(sent.tos & 3 == (info.failures == 0 ? Self.ect0 : Self.notCapable))
         socket.abort()
@@ -143,7 +143,7 @@ import Testing
             let ladder = try ladder(3, ["syncache.cachelimit": "0"])
             let listener = try ladder.listener()
             ladder.inject(.syn, seq: 0, options: Self.sackPermitted, ace: 7)
-            #expect(ladder.expectAny([.syn, .ack])?.ace == 0b010)
+            #expect(ladder.expectOne([.syn, .ack])?.ace == 0b010)
             ladder.inject(.ack, seq: 1, ack: 1, ace: UInt8(ace))
             let socket = try #require(listener.acceptNext())
             #expect(Info(socket).mode == mode, "\(ace)")
@@ -157,19 +157,19 @@ import Testing
         let listener = try ladder.listener()
         #expect(listener.setOption(level: 6, name: 23, [5, 0, 0, 0]) == 0)
         ladder.inject(.syn, seq: 0, options: Self.sackPermitted + [34, 2], ace: 7)
-        let cookie = try #require(ladder.expectAny([.syn, .ack])?.option(34))
+        let cookie = try #require(ladder.expectOne([.syn, .ack])?.option(34))
         ladder.inject(.rst, seq: 1)
         ladder.stackISN = nil
         ladder.peerPort = 4001
         let options = Self.sackPermitted + [34, UInt8(cookie.count + 2)] + cookie
         ladder.inject(.syn, seq: 0, length: 10, options: options, ace: 7, tos: Self.ect0)
-        let first = try #require(ladder.expectAny([.syn, .ack]))
+        let first = try #require(ladder.expectOne([.syn, .ack]))
         #expect(first.ace == 0b100 && first.option(174)?.count == 9)
         ladder.run(1100)
-        let second = try #require(ladder.expectAny([.syn, .ack]))
+        let second = try #require(ladder.expectOne([.syn, .ack]))
         #expect(second.ace == 0b100 && second.option(174) == nil)
         ladder.run(2100)
-        #expect(ladder.expectAny([.syn, .ack])?.ace == 0)
+        #expect(ladder.expectOne([.syn, .ack])?.ace == 0)
         let socket = try #require(listener.acceptNext())
         ladder.inject(.ack, seq: 11, ack: 1, ace: 0b010)
         #expect(socket.write([1]) == 1)
@@ -373,18 +373,90 @@ import Testing
         listener.close()
         ladder.finish()
     }
-}
 
-extension Ladder {
-    /// The next segment, whatever its numbers are; its flags without the three bits of ECN.
-    @discardableResult
-    fileprivate func expectAny(_ flags: Flags, sourceLocation: SourceLocation = #_sourceLocation) -> Sent? {
-        let all = takeAll()
-        guard let segment = all.first, all.count == 1 else {
-            Issue.record("\(all.count) segments where \(flags) was expected", sourceLocation: sourceLocation)
-            return all.first
+    // MARK: From one connection to the next
+
+    /// RFC 9768, 3.1.4.1. The third connection in a row that is answered only without the request is the last to ask.
+    @Test func aDestinationThatDropsRequestsIsNotAskedForAnHour() throws {
+        let ladder = try ladder()
+        func open(asks: Bool, isAnswered: Bool) throws {
+            let socket = try ladder.socket()
+            ladder.stackISN = nil
+            #expect(socket.connect(endpoint("10.0.0.2", Ladder.peerPort)) == 115)
+            let syn = try #require(ladder.expectOne(.syn))
+            #expect(syn.ace == (asks ? 7 : 0))
+            ladder.stackPort = syn.sourcePort
+            if asks, !isAnswered {
+                ladder.run(1000)
+                #expect(ladder.expectOne(.syn)?.ace == 7)
+                ladder.run(2000)
+                #expect(ladder.expectOne(.syn)?.ace == 0)
+            }
+            ladder.inject([.syn, .ack], seq: 0, ack: 1, options: Self.sackPermitted, ace: asks && isAnswered ? 2 : 0)
+            #expect(ladder.expectOne(.ack) != nil)
+            socket.abort()
+            _ = ladder.takeAll()
         }
-        #expect(segment.flags.rawValue & 0x3f == flags.rawValue, sourceLocation: sourceLocation)
-        return segment
+        try open(asks: true, isAnswered: false)
+        try open(asks: true, isAnswered: false)
+        // One answer, and it all begins again.
+        try open(asks: true, isAnswered: true)
+        for _ in 0..<3 { try open(asks: true, isAnswered: false) }
+        try open(asks: false, isAnswered: false)
+        ladder.run(3_590_000)
+        try open(asks: false, isAnswered: false)
+        ladder.run(10_000)
+        try open(asks: true, isAnswered: true)
+        ladder.finish()
+    }
+
+    // MARK: What the handshake says by the way
+
+    /// Every segment carries the counter, that of a connection that is not established yet as well.
+    @Test func aChallengeDuringTheHandshakeCarriesTheCounter() throws {
+        let ladder = try ladder()
+        _ = try ladder.listener()
+        ladder.inject(.syn, seq: 0, options: Self.sackPermitted, ace: 7)
+        ladder.expectOne([.syn, .ack])
+        ladder.inject(.rst, seq: 100)
+        #expect(ladder.expectOne(.ack)?.ace == 5)
+        ladder.finish()
+    }
+
+    // MARK: Segmentation
+
+    /// The peer's marks put CWR into our number: each segment of a large packet carries it, whoever cuts that.
+    @Test func eachSegmentOfALargePacketCarriesTheWholeNumber() throws {
+        let ladder = try ladder()
+        let socket = try accepted(ladder)
+        ladder.inject(.ack, seq: 1, ack: 1, length: 10, ace: 5, tos: 3)
+        #expect(ladder.expectOne(.ack)?.ace == 6)
+        #expect(socket.write(pattern(1..<6001)) == 6000)
+        let sent = ladder.takeAll()
+        #expect(sent.count == 5)
+        #expect(sent.allSatisfy { $0.ace == 6 })
+        socket.abort()
+        _ = ladder.takeAll()
+        ladder.finish()
+    }
+
+    /// RFC 3168, 6.1.2: CWR is on the first segment of new data alone.
+    @Test func onlyTheFirstSegmentOfALargePacketSaysThatTheWindowIsReduced() throws {
+        let ladder = try ladder(1)
+        let listener = try ladder.listener()
+        ladder.inject(.syn, seq: 0, options: Self.sackPermitted, ace: 3)
+        ladder.expectOne([.syn, .ack])
+        ladder.inject(.ack, seq: 1, ack: 1)
+        let socket = try #require(listener.acceptNext())
+        #expect(socket.write(pattern(1..<14_601)) == 14_600)
+        #expect(ladder.takeAll().count == 10)
+        ladder.inject(.ack, seq: 1, ack: 14_601, ace: 1)
+        #expect(socket.write(pattern(14_601..<20_441)) == 5840)
+        let sent = ladder.takeAll()
+        #expect(sent.count > 1)
+        #expect(sent.map { $0.ace & 2 } == [2] + [UInt8](repeating: 0, count: sent.count - 1))
+        socket.abort()
+        _ = ladder.takeAll()
+        ladder.finish()
     }
 }

@@ -177,6 +177,37 @@ import Testing
         ladder.finish()
     }
 
+    /// RFC 9293, MUST-46 and MUST-57.
+    @Test func nobodyOpensAConnectionToEverybody() throws {
+        let ladder = try Ladder()
+        for address in ["255.255.255.255", "224.0.0.1", "10.0.0.255"] {
+            let socket = try ladder.socket()
+            let status = socket.connect(endpoint(address, 4000))
+            #expect(status != 0 && status != 115, "\(address)")
+        }
+        ladder.expectNothing()
+        ladder.finish()
+    }
+
+    /// RFC 9293, MUST-41 and MUST-42: a listener does not disturb a connection of its port, nor a connection a listener.
+    @Test func aListenerAndAConnectionShareAPort() throws {
+        let ladder = try Ladder()
+        let listener = try ladder.listener()
+        let first = try ladder.accept(listener)
+        listener.close()
+        let again = try ladder.socket()
+        #expect(again.setOption(level: 1, name: 2, [1, 0, 0, 0]) == 0)
+        #expect(again.bind(endpoint("0.0.0.0", 80)) == 0)
+        #expect(again.listen(5) == 0)
+        ladder.inject([.ack, .psh], seq: 1, ack: 1, length: 5)
+        ladder.expect(.ack, seq: 1, ack: 6)
+        #expect(first.read() == pattern(1..<6))
+        ladder.peerPort = 4001
+        let second = try ladder.accept(again)
+        #expect(second.isConnected && first.isConnected)
+        ladder.finish()
+    }
+
     @Test func aSynFloodKeepsMemoryBoundedAndHonestClientsGetIn() throws {
         let ladder = try Ladder()
         let listener = try ladder.listener(backlog: 8)

@@ -33,6 +33,27 @@ import Testing
         ladder.finish()
     }
 
+    /// RFC 6191: the numbers say nothing, the clock does.
+    @Test func timestampsTellANewSynInTimeWait() throws {
+        let ladder = try Ladder()
+        let listener = try ladder.listener()
+        ladder.peerTimestamp = 1000
+        let socket = try ladder.accept(listener)
+        socket.close()
+        ladder.expect([.fin, .ack], seq: 1, ack: 1)
+        ladder.inject([.fin, .ack], seq: 1, ack: 2)
+        let last = try #require(ladder.expect(.ack, seq: 2, ack: 2))
+        ladder.peerISN &-= 100_000
+        ladder.peerTimestamp = 999
+        ladder.inject(.syn, seq: 0, options: Ladder.synOptions())
+        #expect(ladder.expect(.ack)?.rawAcknowledgment == last.rawAcknowledgment)
+        ladder.peerTimestamp = 5000
+        ladder.stackISN = nil
+        ladder.inject(.syn, seq: 0, options: Ladder.synOptions())
+        ladder.expect([.syn, .ack], seq: 0, ack: 1)
+        ladder.finish()
+    }
+
     @Test func anOldTimestampProtectsAgainstWrappedNumbers() throws {
         let ladder = try Ladder()
         let socket = try acceptWithTimestamps(ladder)

@@ -112,6 +112,18 @@ import Testing
             bothWays: true, seed: seed)
     }
 
+    /// RFC 1191: a router's words make smaller segments at once; nobody waits for a time-out.
+    @Test func aNarrowPathIsFoundByWhatARouterSays() throws {
+        let elapsed = try transfer("delay 5ms rate 100mbit narrow 1000", count: 500_000, readEvery: 1_000_000)
+        #expect(elapsed < 300_000_000)
+    }
+
+    /// RFC 4821: nobody says anything.
+    @Test(arguments: [1 as UInt64, 2])
+    func aBlackHoleIsGotOver(seed: UInt64) throws {
+        _ = try transfer("delay 5ms rate 100mbit hole 1300", count: 300_000, bothWays: true, seed: seed)
+    }
+
     @Test func aSmallReceiveBufferThrottles() throws {
         _ = try transfer("delay 1ms", count: 300_000, receiveBuffer: 4096)
     }

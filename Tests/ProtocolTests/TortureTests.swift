@@ -6,7 +6,7 @@ import Testing
 /// The torture bed: that seeds pass, that a seed is a run, and that what goes wrong is found.
 @Suite struct TortureTests {
     @Test func aSeedIsARun() throws {
-        for seed in [3, 14, 159] as [UInt64] {
+        for seed in [3, 6, 1000] as [UInt64] {
             var lines: [[String]] = [[], []]
             let first = try TortureRun.run(seed: seed) { lines[0].append($0) }
             let second = try TortureRun.run(seed: seed) { lines[1].append($0) }

@@ -23,7 +23,7 @@ extension MbufPool {
     /// Cuts a large packet, `data` at its network header, into real ones. A packet that is none is only finished.
     /// `l2_length` bytes in front of `data` are repeated in front of every segment.
     package func segment(_ packet: Mbuf) -> Mbuf? {
-        let type = packet.pointee.pkt.gso_type & ~UInt8(ALPS_GSO_ECN)
+        let type = packet.pointee.pkt.gso_type & ~UInt8(ALPS_GSO_ECN | ALPS_GSO_ACE)
         let size = Int(packet.pointee.pkt.gso_size)
         guard type != UInt8(ALPS_GSO_NONE), size > 0 else {
             packet.pointee.pkt.gso_type = UInt8(ALPS_GSO_NONE)

@@ -21,6 +21,13 @@ package final class LinkedDevice: Device {
         receiving = EmulatedPath(kernel: kernel, spec: spec, salt: 2) { [unowned self] list in
             if let interface = self.interface { interface.inputFrames(list) } else { kernel.mbufs.free(list) }
         }
+        outgoing?.answer = { [unowned self] bytes in
+            guard let packet = kernel.mbufs.cluster(headroom: Device.headroom, capacity: bytes.count) else { return }
+            packet.pointee.data.update(from: bytes, count: bytes.count)
+            packet.pointee.length = UInt32(bytes.count)
+            packet.pointee.pkt.length = UInt32(bytes.count)
+            self.receiving?.receive(packet)
+        }
     }
 
     package override var interface: Interface? {
@@ -72,6 +79,7 @@ package final class LinkEnd: Device {
         // The path cuts and finishes what it gets.
         super.init(capabilities: UInt32(ALPS_IFCAP_TXCSUM | ALPS_IFCAP_TSO4))
         path = EmulatedPath(kernel: kernel, spec: spec, salt: salt) { [unowned self] in self.handOver($0) }
+        path?.answer = { [unowned self] bytes in bytes.withUnsafeBytes { self.inject($0) } }
     }
 
     /// Packets seen and lost on the way out of this end.

@@ -7,6 +7,8 @@ package final class EmulatedPath {
     private let spec: LinkSpec
     private var generator: SeededGenerator
     private let deliver: (Mbuf) -> Void
+    /// Takes a frame back to who has sent something; nil: nothing goes back.
+    package var answer: (([UInt8]) -> Void)?
     private var timer: HostTimer?
 
     private struct Traveller {
@@ -117,8 +119,26 @@ package final class EmulatedPath {
             pool.freePacket(packet)
             return
         }
+        guard !isStopped(packet, length) else {
+            lost &+= 1
+            return pool.freePacket(packet)
+        }
         if chance(spec.duplicate), let copy = pool.copy(packet, 0, length) { travel(copy) }
         travel(packet)
+    }
+
+    /// By a network on the way that is too small for it.
+    private func isStopped(_ packet: Mbuf, _ length: Int) -> Bool {
+        let mtu = spec.narrow != 0 ? spec.narrow : spec.hole
+        guard mtu != 0, length > mtu + Ethernet.headerLength else { return false }
+        return withUnsafeTemporaryAllocation(byteCount: 64, alignment: 8) { place in
+            guard let base = place.baseAddress else { return false }
+            kernel.mbufs.copyOut(packet, 0, min(length, 64), base)
+            let bytes = UnsafeRawBufferPointer(place)
+            guard PathTooNarrow.stops(bytes, length: length, mtu: mtu) else { return false }
+            if spec.narrow != 0 { answer?(PathTooNarrow.answer(bytes, mtu: mtu)) }
+            return true
+        }
     }
 
     private func travel(_ packet: Mbuf) {

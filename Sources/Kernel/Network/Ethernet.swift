@@ -344,6 +344,7 @@ package final class Ethernet {
     @inline(__always)
     private func withinCapabilities(_ interface: Interface, _ packet: Mbuf, _ pool: MbufPool) -> Mbuf? {
         let capabilities = interface.raw.pointee.capabilities
+        // Devices, and systems behind a tap, clear CWR in all segments but the first: no good for ALPS_GSO_ACE.
         let type = packet.pointee.pkt.gso_type & ~UInt8(ALPS_GSO_ECN)
         if type != UInt8(ALPS_GSO_NONE), type != UInt8(ALPS_GSO_TCP4) || capabilities & UInt32(ALPS_IFCAP_TSO4) == 0 {
             return pool.segment(packet)

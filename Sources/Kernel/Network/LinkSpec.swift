@@ -24,11 +24,15 @@ package struct LinkSpec: Equatable {
     package var limit = 1000
     /// Bytes of network packet; larger ones vanish silently, as in a tunnel whose ICMP errors are filtered. 0 = any.
     package var mtu = 0
+    /// Bytes of network packet that a router on the way takes; larger ones that may not be fragmented vanish, or, with
+    /// `narrow`, are answered by "fragmentation needed" (RFC 1191). 0 = any.
+    package var hole = 0
+    package var narrow = 0
     package var seed: UInt64 = 1
 
     package init() {}
 
-    /// `loss 5% burst 4 delay 5ms rate 10mbit jitter 1ms duplicate 1% reorder 2% corrupt 0.1% mark 1% drop 3,7 limit 1000 mtu 1500 seed 7`
+    /// `loss 5% burst 4 delay 5ms rate 10mbit jitter 1ms duplicate 1% reorder 2% corrupt 0.1% mark 1% drop 3,7 limit 1000 mtu 1500 hole 1400 narrow 1400 seed 7`
     package init(parsing text: String) throws {
         let words = text.split(whereSeparator: { $0 == " " || $0 == "\t" }).map(String.init)
         guard !words.isEmpty, words.count % 2 == 0 else {
@@ -61,6 +65,8 @@ package struct LinkSpec: Equatable {
             lossPattern = Set(numbers.compactMap { $0 })
         case "limit": limit = try Self.number(key, value, 1...1_000_000, "1000")
         case "mtu": mtu = try Self.number(key, value, 68...65535, "1500")
+        case "hole": hole = try Self.number(key, value, 68...65535, "1400")
+        case "narrow": narrow = try Self.number(key, value, 68...65535, "1400")
         case "seed":
             guard let number = UInt64(value) else { throw Self.refusal(key, value, "7") }
             seed = number
@@ -68,7 +74,7 @@ package struct LinkSpec: Equatable {
             throw KernelError(
                 EINVAL,
                 "link: '\(key)' is unknown: use loss, burst, delay, rate, jitter, duplicate, reorder, corrupt, mark, "
-                    + "drop, limit, mtu, seed")
+                    + "drop, limit, mtu, hole, narrow, seed")
         }
     }
 

@@ -15,6 +15,8 @@ enum ICMPNames {
         "precedence_violation", "precedence_cutoff",
     ]
 
+    static let timeExceededCodes = ["ttl_exceeded_in_transit", "fragment_reassembly_time_exceeded"]
+
     static func type(_ name: String) -> UInt8? {
         if name.hasPrefix("type_") { return UInt8(name.dropFirst(5)) }
         return types.first { $0.name == name }?.number
@@ -22,6 +24,7 @@ enum ICMPNames {
 
     static func code(_ name: String, ofType type: UInt8) -> UInt8? {
         if name.hasPrefix("code_") { return UInt8(name.dropFirst(5)) }
+        if type == 11 { return timeExceededCodes.firstIndex(of: name).map { UInt8($0) } }
         guard type == 3 else { return nil }
         return unreachableCodes.firstIndex(of: name).map { UInt8($0) }
     }

@@ -114,22 +114,3 @@ struct LivePacket {
         Array(bytes[12..<20]) + [0, protocolNumber] + big(UInt16(length))
     }
 }
-
-/// The Internet checksum (RFC 1071).
-enum InternetSum {
-    static func of(_ bytes: ArraySlice<UInt8>, pseudo: [UInt8] = []) -> UInt16 {
-        var sum: UInt64 = 0
-        func add(_ bytes: ArraySlice<UInt8>) {
-            var at = bytes.startIndex
-            while at + 1 < bytes.endIndex {
-                sum += UInt64(bytes[at]) << 8 | UInt64(bytes[at + 1])
-                at += 2
-            }
-            if at < bytes.endIndex { sum += UInt64(bytes[at]) << 8 }
-        }
-        add(pseudo[...])
-        add(bytes)
-        while sum >> 16 != 0 { sum = sum & 0xffff + sum >> 16 }
-        return ~UInt16(sum)
-    }
-}

@@ -7,20 +7,27 @@ extension ScriptParser {
             throw fail("packets inside packets (\(current.text)) are not supported", .unsupported)
         }
         var packet = ScriptPacket(direction: direction, body: .udp(length: 0))
+        // What an ICMP message quotes may stand in front of it.
+        var quoted = try quotation()
         try headerFields(&packet)
+        if quoted == nil { quoted = try quotation() }
         if takeWord("udp") {
             try ports(&packet)
             try expect("(")
             packet.body = .udp(length: Int(try integer("the UDP payload length", 0...65507)))
             try expect(")")
         } else if takeWord("icmp") {
-            packet.body = .icmp(try icmp())
+            var message = try icmp()
+            message.quoted = message.quoted ?? quoted
+            packet.body = .icmp(message)
+            quoted = nil
         } else if current.isWord("sctp") || current.isWord("udplite") {
             throw fail("\(current.text) is not supported", .unsupported)
         } else {
             try ports(&packet)
             packet.body = .tcp(try segment(direction))
         }
+        if quoted != nil { throw fail("only ICMP quotes another packet") }
         if packet.tos == .ect01, direction == .inbound { throw fail("[ect01] is for outbound packets only") }
         return packet
     }
@@ -113,19 +120,27 @@ extension ScriptParser {
             message.mtu = UInt16(try integer("the MTU", 0...65535))
         }
         if takeWord("id") { message.identifier = UInt16(try integer("the identifier", 0...65535)) }
-        if take("[") {
-            if takeWord("udp") {
-                message.quoted = .udp(length: try length("udp"))
-            } else if takeWord("raw") {
-                message.quoted = .raw(length: try length("raw"))
-            } else {
-                var segment = ScriptSegment()
-                try sequence(&segment)
-                message.quoted = .tcp(sequence: segment.sequence, length: segment.length)
-            }
-            try expect("]")
-        }
+        message.quoted = try quotation()
         return message
+    }
+
+    /// `[SEQ:END(LENGTH)]`, `[udp (LENGTH)]` or `[raw (LENGTH)]`, if one comes next.
+    private mutating func quotation() throws -> ScriptICMP.Quoted? {
+        let next = token(ahead: 1)
+        guard current.isSymbol("["), next.isNumber || next.isWord("udp") || next.isWord("raw") else { return nil }
+        advance()
+        let quoted: ScriptICMP.Quoted
+        if takeWord("udp") {
+            quoted = .udp(length: try length("udp"))
+        } else if takeWord("raw") {
+            quoted = .raw(length: try length("raw"))
+        } else {
+            var segment = ScriptSegment()
+            try sequence(&segment)
+            quoted = .tcp(sequence: segment.sequence, length: segment.length)
+        }
+        try expect("]")
+        return quoted
     }
 
     private mutating func length(_ what: String) throws -> Int {
@@ -190,6 +205,11 @@ extension ScriptParser {
         case .decimal where current.text.hasPrefix("."):
             letters = current.text
             advance()
+        case .decimal where current.text.hasSuffix("."), .integer:
+            // ACE in front of the dot, as FreeBSD's scripts write it.
+            letters = current.text
+            advance()
+            if !letters.hasSuffix("."), take(".") { letters += "." }
         case .symbol("."):
             letters = "."
             advance()

@@ -9,6 +9,8 @@ enum SysctlMap {
         case milliseconds, seconds
         /// Linux's "minimum default maximum" of a buffer: the second for the first tunable, the third for the second.
         case buffer
+        /// A number of bytes; as much as the stack has.
+        case clamped
         /// The name of a congestion control.
         case algorithm
         /// On if it is not 0, off if it is not 0, on from 3 up.
@@ -49,7 +51,10 @@ enum SysctlMap {
         rule("net.ipv4.tcp_wmem", "kern.ipc.sendspace net.inet.tcp.sendbuf_max", .buffer),
         rule("net.core.rmem_default net.inet.tcp.recvspace kern.ipc.recvspace", "kern.ipc.recvspace"),
         rule("net.core.wmem_default net.inet.tcp.sendspace kern.ipc.sendspace", "kern.ipc.sendspace"),
-        rule("kern.ipc.maxsockbuf net.core.rmem_max net.core.wmem_max", "kern.ipc.maxsockbuf"),
+        rule("net.core.rmem_max net.core.wmem_max", "kern.ipc.maxsockbuf"),
+        // From it BSD chooses the window scale as well.
+        rule("kern.ipc.maxsockbuf", "kern.ipc.maxsockbuf net.inet.tcp.recvbuf_max", .clamped),
+        rule("net.inet.tcp.persmin", "net.inet.tcp.persmin", .milliseconds),
         rule("net.core.somaxconn kern.ipc.somaxconn kern.ipc.soacceptqueue", "kern.ipc.somaxconn"),
         rule("net.ipv4.tcp_keepalive_time", "net.inet.tcp.keepidle", .seconds),
         rule("net.ipv4.tcp_keepalive_intvl", "net.inet.tcp.keepintvl", .seconds),
@@ -96,9 +101,9 @@ enum SysctlMap {
 
     /// Without a meaning here, or about what no packet shows. A pattern that ends in "*" stands for all that begin so.
     static let ignored: [String] = [
-        "net.inet.tcp.hostcache.*", "net.inet.tcp.rexmit_slop", "net.inet.tcp.rexmit_drop_options",
+        "net.inet.tcp.hostcache.*", "net.inet.tcp.rexmit_slop", "net.inet.tcp.fastopen.*",
         "net.inet.tcp.functions_*", "net.inet.tcp.rack.*", "net.inet.tcp.cc.*", "net.inet.tcp.syncache.*",
-        "net.inet.tcp.prr*", "net.inet.tcp.newcwd", "net.inet.tcp.lro*", "net.inet.tcp.persm*", "net.inet.tcp.pcap*",
+        "net.inet.tcp.prr*", "net.inet.tcp.newcwd", "net.inet.tcp.lro*", "net.inet.tcp.persmax", "net.inet.tcp.pcap*",
         "net.inet.tcp.log.*", "net.inet.tcp.bb.*", "net.inet.tcp.abc_l_var",
         "net.inet.tcp.nolocaltimewait", "net.inet.tcp.log_debug", "net.inet.tcp.syncookies_only",
         "net.inet.tcp.udp_tunneling_port", "net.inet.tcp.recvbuf_*", "net.inet.tcp.sendbuf_*", "net.inet.tcp.do_*",
@@ -182,6 +187,11 @@ enum SysctlMap {
 
     private static func converted(_ value: String, _ unit: Unit, _ name: String, _ place: Int) throws -> String {
         switch unit {
+        case .clamped:
+            guard let number = Int64(value) else {
+                throw ScriptFault.syntax("sysctl \(name)=\(value): expected a number")
+            }
+            return String(min(number, 65535 << 14))
         case .number: return name.hasSuffix("_us") ? value + "us" : value
         case .switched, .inverted, .fromThree:
             guard let number = Int64(value) else {
@@ -249,9 +259,12 @@ enum SysctlMap {
         case .bsd:
             settings = [
                 ("kern.ipc.maxsockbuf", "2097152"), ("kern.ipc.recvspace", "65536"), ("kern.ipc.sendspace", "32768"),
-                ("net.inet.tcp.recvbuf_max", "2097152"), ("net.inet.tcp.option_order", "1"),
+                ("net.inet.tcp.recvbuf_max", "2097152"), ("net.inet.tcp.option_order", "2"),
                 ("net.inet.tcp.newcwv", "0"), ("net.inet.tcp.tlp", "0"), ("net.inet.tcp.frto", "0"),
-                ("net.inet.tcp.rexmit_var_min", "0"),
+                ("net.inet.tcp.rexmit_var_min", "0"), ("net.inet.tcp.persmin", "5s"),
+                ("net.inet.tcp.ecn.maxretries", "1"), ("net.inet.tcp.whole_segment_buffers", "1"),
+                ("net.inet.tcp.keepinit", "75s"), ("net.inet.tcp.ecn.option", "0"),
+                ("net.inet.tcp.ecn.control_packets", "0"), ("net.inet.tcp.quickacks", "0"),
             ]
         }
         for (name, value) in settings where tunables.get(name) != nil { try store(name, value, tunables) }

@@ -24,6 +24,14 @@ enum SystemSymbols {
         for part in [sockets, socketOptions, protocolOptions, messages, files, polling, timestamping] {
             table.merge(part) { first, _ in first }
         }
+        // Differentiated services as a type of service (RFC 2474, 2597, 3246), and the older names (RFC 1349).
+        for level in 0...7 { table["IPTOS_DSCP_CS\(level)"] = Int64(level << 5) }
+        for level in 1...4 {
+            for drop in 1...3 { table["IPTOS_DSCP_AF\(level)\(drop)"] = Int64(level << 5 | drop << 3) }
+        }
+        for (name, value) in [("DSCP_EF", 0xb8), ("DSCP_VA", 0xb0), ("LOWDELAY", 0x10), ("THROUGHPUT", 8), ("RELIABILITY", 4)] {
+            table["IPTOS_" + name] = Int64(value)
+        }
         return table
     }()
 
@@ -59,7 +67,7 @@ enum SystemSymbols {
         "TCP_REPAIR_OPTIONS": 22, "TCP_FASTOPEN": 23, "TCP_TIMESTAMP": 24, "TCP_NOTSENT_LOWAT": 25, "TCP_CC_INFO": 26,
         "TCP_SAVE_SYN": 27, "TCP_SAVED_SYN": 28, "TCP_REPAIR_WINDOW": 29, "TCP_FASTOPEN_CONNECT": 30, "TCP_ULP": 31,
         "TCP_MD5SIG_EXT": 32, "TCP_FASTOPEN_KEY": 33, "TCP_FASTOPEN_NO_COOKIE": 34, "TCP_ZEROCOPY_RECEIVE": 35,
-        "TCP_INQ": 36, "TCP_CM_INQ": 36, "TCP_TX_DELAY": 37, "UDP_CORK": 1, "UDP_SEGMENT": 103, "UDP_GRO": 104,
+        "TCP_KEEPINIT": 128, "TCP_INQ": 36, "TCP_CM_INQ": 36, "TCP_TX_DELAY": 37, "UDP_CORK": 1, "UDP_SEGMENT": 103, "UDP_GRO": 104,
         "CMSG_LEVEL_IP": 0, "CMSG_TYPE_RECVERR": 11,
     ]
 

@@ -17,6 +17,10 @@ package final class SenderFlow {
         package var salt: Int?
         /// Its application may drop the connection without another word.
         package var mayVanish = false
+        /// With TCP Fast Open: data may be on the SYN, and follow a SYN, ACK before that is acknowledged (RFC 7413).
+        package var opensFast = false
+        /// A pacing rate holds segments of the host back, so that time and cause of what leaves cannot be told.
+        package var isPaced = false
 
         package init() {}
     }
@@ -35,7 +39,7 @@ package final class SenderFlow {
     private let report: (String) -> Void
 
     package private(set) var initialSequence: UInt32
-    private(set) var isEstablished = false
+    package private(set) var isEstablished = false
     private var ownScale: UInt8?
     private var peerScale: UInt8?
     private var peerMSS: UInt32 = 536
@@ -57,6 +61,7 @@ package final class SenderFlow {
     private var isReset = false
 
     // Congestion: bytes.
+    private var isInCongestion = false
     private var windowBound = 0
     private var budget = 0
     private var spent = 0
@@ -109,7 +114,7 @@ package final class SenderFlow {
     /// held the segment back.
     package func emitted(_ segment: WireSegment, at now: UInt64, isTimeout: Bool = false, isOnTime: Bool = true) {
         // What waited together is let go together.
-        let isOnTime = isOnTime && (now != lastEmission || isLastOnTime)
+        let isOnTime = isOnTime && !settings.isPaced && (now != lastEmission || isLastOnTime)
         defer {
             lastEmission = now
             isLastOnTime = isOnTime
@@ -125,7 +130,7 @@ package final class SenderFlow {
         let isNew = distance(segment.end, max) > 0
         let wasSent = distance(max, segment.sequence) > 0
         checkWindow(segment)
-        if segment.flags.contains(.syn), segment.length > 0 { fail("data on SYN") }
+        if segment.flags.contains(.syn), segment.length > 0, !settings.opensFast { fail("data on SYN") }
         if distance(segment.sequence, max) > 0 { fail("seq \(relative(segment.sequence)) leaves a gap behind \(relative(max))") }
         if isNew {
             unacknowledged.append(Sent(start: segment.sequence, end: segment.end, time: now, isOnTime: isOnTime))
@@ -168,7 +173,7 @@ package final class SenderFlow {
     }
 
     private func checkWindow(_ segment: WireSegment) {
-        guard segment.length > 0 else { return }
+        guard segment.length > 0, !segment.flags.contains(.syn) else { return }
         guard let edge = rightEdge else { return fail("data before the peer has told its window") }
         // One octet beyond it is a probe (RFC 9293, 3.8.6.1).
         let last = segment.sequence &+ UInt32(truncatingIfNeeded: segment.length)
@@ -260,7 +265,9 @@ package final class SenderFlow {
     // MARK: Congestion (RFC 5681)
 
     private func checkCongestion(_ segment: WireSegment, _ now: UInt64) {
-        guard segment.length > 0 else { return }
+        // A SYN is held to the size that a segment may have.
+        guard segment.length > 0, !segment.flags.contains(.syn), !settings.isPaced else { return }
+        if !isEstablished { beginCongestion() }
         // A probe of one octet is not held to the congestion window.
         if segment.length > 1 { spent += segment.length }
         // What arrives at the very time of a time-out may have been looked at behind it.
@@ -285,7 +292,10 @@ package final class SenderFlow {
 
     private var sackedBytes: Int { sacked.reduce(0) { $0 + distance($1.end, $1.start) } }
 
+    /// With the first data, or the acknowledgment of the SYN.
     private func beginCongestion() {
+        guard !isInCongestion else { return }
+        isInCongestion = true
         // RFC 6928, section 2, for the configured number of segments.
         let segments = settings.initialWindowSegments
         windowBound = min(segments * mss, Swift.max(2 * mss, segments * 1460))
@@ -296,6 +306,15 @@ package final class SenderFlow {
     /// recovery (RFC 9937, 6.2).
     package func grantProbe() { budget += mss }
 
+    /// The path takes smaller packets only, somebody says: what is in flight goes again at once (RFC 1191, 6.4).
+    package func grantRepetition() {
+        budget += outstanding + mss
+        sentSinceTimeout = nil
+    }
+
+    /// What is in flight, from the first number to the one behind the last.
+    package var inFlight: (start: UInt32, end: UInt32) { (una, max) }
+
     // MARK: The sender is told
 
     /// An intact segment of the peer has reached the host.
@@ -304,6 +323,8 @@ package final class SenderFlow {
             isReset = true
             return
         }
+        // What overtakes the peer's SYN is thrown away.
+        guard peerInitial != nil || segment.flags.contains(.syn) else { return }
         lastArrival = now
         isInTimeouts = false
         sentSinceTimeout = nil
@@ -311,6 +332,7 @@ package final class SenderFlow {
             peerScale = segment.scale
             if let mss = segment.mss { peerMSS = Swift.max(mss, UInt32(settings.leastSegment)) }
             peerInitial = segment.sequence
+            if settings.opensFast, !segment.flags.contains(.ack) { rightEdge = initialSequence &+ 1 &+ segment.window }
         }
         guard segment.flags.contains(.ack) else { return }
         let ack = segment.acknowledgment
@@ -334,11 +356,14 @@ package final class SenderFlow {
             // RFC 6298, 5.7: data begin with a time-out of their own.
             backedOff = 0
             beginCongestion()
+            // What has been sent before may go again, if the SYN, ACK had to.
+            if settings.opensFast { budget += outstanding }
         }
         let advance = distance(ack, una)
         if advance > 0 {
             una = ack
-            if !isOpening {
+            // The SYN opens nothing; what has gone with it or before its acknowledgment does.
+            if !isOpening || settings.opensFast {
                 windowBound += advance
                 // In slow start each acknowledgment lets twice its bytes go; in recovery at least one segment.
                 budget += 2 * Swift.max(advance, mss)

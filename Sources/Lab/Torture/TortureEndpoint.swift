@@ -59,6 +59,9 @@ final class TortureEndpoint {
 
     // MARK: Beginning
 
+    /// SO_MAX_PACING_RATE, which not every libc's headers show.
+    private static let maximumPacingRate: Int32 = 47
+
     /// Options of a socket that is to be this application's, or whose children are.
     static func prepare(_ socket: Socket, _ plan: TorturePlan.Application) {
         func set(_ level: Int32, _ name: Int32, _ value: Int32) {
@@ -70,6 +73,15 @@ final class TortureEndpoint {
         if let size = plan.maximumSegment { set(6, TCP_MAXSEG, size) }
         if plan.noDelay { set(6, TCP_NODELAY, 1) }
         if let quickAck = plan.quickAck { set(6, TCP_QUICKACK, quickAck ? 1 : 0) }
+        if let idle = plan.keepIdle {
+            set(SOL_SOCKET, SO_KEEPALIVE, 1)
+            set(6, TCP_KEEPIDLE, idle)
+            set(6, TCP_KEEPINTVL, 1)
+            // Nobody is to be given up for bad luck.
+            set(6, TCP_KEEPCNT, 127)
+        }
+        if let time = plan.userTimeout { set(6, TCP_USER_TIMEOUT, time) }
+        if let rate = plan.pacingRate { set(SOL_SOCKET, Self.maximumPacingRate, rate) }
     }
 
     /// Takes a socket over.

@@ -44,6 +44,7 @@ struct TortureGenerator {
             $0.clientSide.ending == .closeAtOnce || $0.serverSide.ending == .closeAtOnce
         }
         plan.tunables = (0..<plan.kernels).map { _ in tunables(waitsLongForFin: closesAtOnce) }
+        plan.disturbances = disturbances(plan)
         return plan
     }
 
@@ -74,6 +75,10 @@ struct TortureGenerator {
         if chance(0.25) { spec.duplicate = one(of: [0.001, 0.01, 0.1]) }
         if chance(0.2) { spec.corrupt = one(of: [0.001, 0.01, 0.05]) }
         if chance(0.2) { spec.mark = one(of: [0.001, 0.05, 0.5]) }
+        if spec.mtu >= 1500, chance(0.15) {
+            // A black hole is to be got over from the size on that TCP takes for safe (RFC 4821, 7.2).
+            if chance(0.4) { spec.hole = number(1280...1499) } else { spec.narrow = number(576...1499) }
+        }
         return spec
     }
 
@@ -105,6 +110,14 @@ struct TortureGenerator {
         if chance(0.2) { set("corktime", one(of: [10, 200, 1000]) * ms) }
         if chance(0.4) { set("ecn.enable", one(of: [0, 1, 3, 3, 3, 4, 5])) }
         if chance(0.1) { set("ecn.option", one(of: [0, 1, 3])) }
+        if chance(0.1) { set("ecn.generalized", 1) }
+        if chance(0.2) { set("newcwv", 0) }
+        if chance(0.2) { set("cc.default", 1) }
+        if chance(0.1) { set("frto", 0) }
+        if chance(0.1) { set("tlp", 0) }
+        if chance(0.1) { set("rto_restart", 1) }
+        if chance(0.1) { set("sack.dsack", 0) }
+        if chance(0.1) { set("fastopen.cookieless", 3) }
         if chance(0.4) { list.append(("kern.ipc.sendspace", String(size(4096...1_048_576)))) }
         if chance(0.4) { list.append(("kern.ipc.recvspace", String(size(4096...1_048_576)))) }
         return list
@@ -134,7 +147,35 @@ struct TortureGenerator {
         default: break
         }
         applications(&connection, limit)
+        let speaksFirst = connection.clientSide.bytes > 0 && connection.clientSide.speaksAfter == 0
+        if connection.kind == .ordinary, speaksFirst {
+            // A client that says nothing would not send its SYN, and one whose last ACK gets lost would wait for a server
+            // that has answered with a cookie and forgotten it.
+            connection.opensFast = chance(0.2)
+            if !connection.opensFast, chance(0.1) { connection.flood = number(1...60) }
+        }
         return connection
+    }
+
+    /// ICMP errors, forged or true, while the connections are young.
+    private mutating func disturbances(_ plan: TorturePlan) -> [TorturePlan.Disturbance] {
+        var list: [TorturePlan.Disturbance] = []
+        for (index, connection) in plan.connections.enumerated() where connection.link != nil && chance(0.12) {
+            for _ in 0..<number(1...6) {
+                let codes: [(UInt8, UInt8)] = [
+                    (3, 0), (3, 1), (3, 2), (3, 3), (3, 4), (3, 4), (3, 4), (3, 5), (3, 9), (3, 10), (3, 13), (4, 0), (11, 0),
+                    (12, 0),
+                ]
+                let (type, code) = one(of: codes)
+                list.append(
+                    TorturePlan.Disturbance(
+                        connection: index, toClient: chance(0.5),
+                        at: connection.start &+ time(0...(one(of: [Self.second / 10, Self.second, 10 * Self.second]))),
+                        truth: chance(0.5) ? .forged : .genuine, type: type, code: code,
+                        mtu: UInt16(one(of: [0, 68, 296, 576, 1006, 1280, 1400, 1492]))))
+            }
+        }
+        return list
     }
 
     /// What a link may carry without taking for ever.
@@ -210,6 +251,12 @@ struct TortureGenerator {
         if chance(0.15) { application.sendBuffer = Int32(size(2048...500_000)) }
         if chance(0.15) { application.receiveBuffer = Int32(size(1024...500_000)) }
         if chance(0.05) { application.maximumSegment = Int32(number(88...1500)) }
+        if chance(0.1) { application.keepIdle = Int32(number(1...10)) }
+        if chance(0.03) { application.userTimeout = Int32(number(200...20_000)) }
+        if chance(0.1) {
+            // Ten minutes at most.
+            application.pacingRate = Int32(max(size(2000...10_000_000), application.bytes / 600))
+        }
         return application
     }
 

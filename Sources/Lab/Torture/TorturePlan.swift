@@ -45,6 +45,12 @@ package struct TorturePlan {
         package var sendBuffer: Int32?
         package var receiveBuffer: Int32?
         package var maximumSegment: Int32?
+        /// SO_KEEPALIVE, with a first probe after so many seconds.
+        package var keepIdle: Int32?
+        /// TCP_USER_TIMEOUT, ms: the connection may end with it.
+        package var userTimeout: Int32?
+        /// SO_MAX_PACING_RATE, bytes a second.
+        package var pacingRate: Int32?
         package var salt = 0
     }
 
@@ -64,15 +70,40 @@ package struct TorturePlan {
         package var server: Int
         package var start: UInt64
         package var backlog: Int32
+        /// With TCP Fast Open: the data may go with the SYN.
+        package var opensFast = false
+        /// SYNs that nobody means, which the server's listener gets when the client connects.
+        package var flood = 0
         package var clientSide = Application()
         package var serverSide = Application()
 
         /// Whether everything must arrive and nothing may fail.
         package var isClean: Bool {
             func isClean(_ ending: Application.Ending) -> Bool { ending == .orderly || ending == .closeAtOnce }
-            guard isClean(clientSide.ending), isClean(serverSide.ending) else { return false }
+            guard isClean(clientSide.ending), isClean(serverSide.ending), clientSide.userTimeout == nil,
+                serverSide.userTimeout == nil
+            else { return false }
             return kind == .ordinary || kind == .simultaneous
         }
+    }
+
+    /// An ICMP error about a connection, out of nowhere.
+    package struct Disturbance {
+        package enum Truth {
+            /// Quotes what is not in flight: it must change nothing (RFC 5927, 4.1).
+            case forged
+            /// Quotes what is, as somebody on the path could: no more than smaller segments may come of it (RFC 5927, 5.2,
+            /// 7).
+            case genuine
+        }
+
+        package var connection: Int
+        package var toClient: Bool
+        package var at: UInt64
+        package var truth: Truth
+        package var type: UInt8
+        package var code: UInt8
+        package var mtu: UInt16
     }
 
     package let seed: UInt64
@@ -81,6 +112,7 @@ package struct TorturePlan {
     /// By kernel.
     package var tunables: [[(name: String, value: String)]] = []
     package var connections: [Connection] = []
+    package var disturbances: [Disturbance] = []
 
     package func tunable(_ kernel: Int, _ name: String, default fallback: Int64) -> Int64 {
         guard let value = tunables[kernel].last(where: { $0.name == name })?.value else { return fallback }
@@ -113,9 +145,15 @@ package struct TorturePlan {
                 + " -> \(Self.kernelName(connection.server)) \(address(connection, ofClient: false))"
             lines.append(
                 "connection \(index): \(path) \(connection.kind) start \(connection.start / 1_000_000)ms backlog \(connection.backlog)"
+                    + (connection.opensFast ? " fast" : "") + (connection.flood > 0 ? " flood \(connection.flood)" : "")
             )
             lines.append("    client: \(connection.clientSide)")
             lines.append("    server: \(connection.serverSide)")
+        }
+        for error in disturbances {
+            lines.append(
+                "\(error.truth) icmp \(error.type).\(error.code) mtu \(error.mtu) about connection \(error.connection) to the "
+                    + "\(error.toClient ? "client" : "server") at \(error.at / 1_000_000)ms")
         }
         return lines
     }
@@ -139,6 +177,9 @@ extension TorturePlan.Application: CustomStringConvertible {
         if let sendBuffer { text += " sndbuf=\(sendBuffer)" }
         if let receiveBuffer { text += " rcvbuf=\(receiveBuffer)" }
         if let maximumSegment { text += " maxseg=\(maximumSegment)" }
+        if let keepIdle { text += " keepidle=\(keepIdle)s" }
+        if let userTimeout { text += " timeout=\(userTimeout)ms" }
+        if let pacingRate { text += " pacing=\(pacingRate)B/s" }
         return text
     }
 }
@@ -158,6 +199,8 @@ extension LinkSpec {
         if burst > 0 { words.append("burst \(burst)") }
         words.append("limit \(limit)")
         if mtu > 0 { words.append("mtu \(mtu)") }
+        if hole > 0 { words.append("hole \(hole)") }
+        if narrow > 0 { words.append("narrow \(narrow)") }
         return words.joined(separator: " ")
     }
 }

@@ -16,11 +16,11 @@ package final class TortureRun {
         case lostBuffer
     }
 
-    private let plan: TorturePlan
-    private let network: VirtualNetwork
+    let plan: TorturePlan
+    let network: VirtualNetwork
     private let sabotage: Sabotage?
-    private var observer: WireObserver!
-    private var ends: [LinkEnd] = []
+    var observer: WireObserver!
+    var ends: [LinkEnd] = []
     private var endpoints: [TortureEndpoint] = []
     /// By connection: client, server.
     private var pairs: [(client: TortureEndpoint, server: TortureEndpoint)] = []
@@ -37,6 +37,8 @@ package final class TortureRun {
     private static let hour: UInt64 = 3_600_000_000_000
     private static let second: UInt64 = 1_000_000_000
     private static let firstPort: UInt16 = 2000
+    /// TCP_FASTOPEN_CONNECT, which not every libc's headers show.
+    private static let fastOpenConnect: Int32 = 30
 
     /// Runs one seed. `onLine` gets the plan and a line a packet.
     package static func run(
@@ -87,13 +89,18 @@ package final class TortureRun {
             let place = plan.links[link]
             settings.mtu = key.source & 255 == 1 ? place.forward.mtu : place.back.mtu
         }
+        settings.isPaced = plan.connections.contains {
+            $0.client == kernel && $0.clientSide.pacingRate != nil || $0.server == kernel && $0.serverSide.pacingRate != nil
+        }
         let ports = (Int(key.destinationPort) - Int(firstPort), Int(key.sourcePort) - Int(firstPort))
         if plan.connections.indices.contains(ports.0) {
             settings.salt = plan.connections[ports.0].clientSide.salt
             settings.mayVanish = !plan.connections[ports.0].isClean
+            settings.opensFast = plan.connections[ports.0].opensFast
         } else if plan.connections.indices.contains(ports.1) {
             settings.salt = plan.connections[ports.1].serverSide.salt
             settings.mayVanish = !plan.connections[ports.1].isClean
+            settings.opensFast = plan.connections[ports.1].opensFast
         }
         return settings
     }
@@ -105,6 +112,7 @@ package final class TortureRun {
         network.run(for: 10 * Self.second)
         zoneBaseline = network.kernels.map { tcp($0)?.zone.objectsInUse ?? 0 }
         for index in plan.connections.indices { prepare(index) }
+        for error in plan.disturbances { prepare(error) }
         let begin = network.clock.now
         runApplications()
         note("the applications have ended")
@@ -154,9 +162,16 @@ package final class TortureRun {
         case .ordinary, .listenerCloses:
             start(connection.client, at) { [unowned self] in
                 try self.listen(index)
+                self.flood(index)
                 try self.connect(index)
             }
         }
+    }
+
+    private func prepare(_ error: TorturePlan.Disturbance) {
+        let timer = HostTimer(network.kernels[0]) { [unowned self] in self.disturb(error) }
+        timer.arm(after: error.at)
+        starters.append(timer)
     }
 
     private func endpoint(_ index: Int, isClient: Bool) -> TortureEndpoint {
@@ -189,7 +204,7 @@ package final class TortureRun {
         return address
     }
 
-    private func port(_ index: Int) -> UInt16 { Self.firstPort + UInt16(index) }
+    func port(_ index: Int) -> UInt16 { Self.firstPort + UInt16(index) }
 
     /// The client of a simultaneous open.
     private func clientPort(_ index: Int) -> UInt16 { port(index) + 1000 }
@@ -202,7 +217,8 @@ package final class TortureRun {
         guard socket.bind(address("0.0.0.0", port(index))) == 0, socket.listen(connection.backlog) == 0 else {
             return fail("connection \(index): listen fails")
         }
-        let listener = TortureListener(socket, pairs[index].server) { [unowned self] in self.fail("connection \(index): \($0)") }
+        if connection.opensFast { _ = socket.setOption(level: 6, name: TCP_FASTOPEN, [5, 0, 0, 0]) }
+        let listener = TortureListener(socket, pairs[index].server, mayRepeat: connection.opensFast || connection.flood > 0) { [unowned self] in self.fail("connection \(index): \($0)") }
         listeners.append(listener)
         if case .listenerCloses(let delay) = connection.kind {
             let timer = HostTimer(kernel) { listener.close() }
@@ -222,8 +238,11 @@ package final class TortureRun {
             if !isClient { remote = clientPort(index) }
             if socket.bind(address("0.0.0.0", own)) != 0 { fail("connection \(index): bind fails") }
         }
+        if connection.opensFast, isClient {
+            _ = socket.setOption(level: 6, name: Self.fastOpenConnect, [1, 0, 0, 0])
+        }
         let status = socket.connect(address(plan.address(connection, ofClient: !isClient), remote))
-        if status != EINPROGRESS { fail("connection \(index): connect gives errno \(status)") }
+        if status != EINPROGRESS, status != 0 || !connection.opensFast { fail("connection \(index): connect gives errno \(status)") }
         (isClient ? pairs[index].client : pairs[index].server).adopt(socket)
     }
 
@@ -264,7 +283,13 @@ package final class TortureRun {
         let isBad = [plan.links[number].forward, plan.links[number].back].contains {
             $0.loss > 0 || $0.corrupt > 0 || $0.longestQueue > 10 * Self.second
         }
-        guard isBad else { return true }
+        // A SYN cookie knows a client by the number of its first ACK only: whatever else comes before that is answered by a
+        // reset, and a late copy of it by another connection.
+        if connection.flood > 0, pairs[index].client.isOver, !pairs[index].server.isStarted { return false }
+        if connection.flood > 0, [pairs[index].client, pairs[index].server].contains(where: { $0.outcome == .failed(ECONNRESET) }) {
+            return false
+        }
+        guard isBad || connection.flood > 0 else { return true }
         let (client, server) = pairs[index]
         if client.outcome == .failed(ECONNRESET), !server.isStarted { return false }
         return ![client, server].contains { $0.outcome == .failed(EHOSTUNREACH) && !$0.isStarted }
@@ -330,7 +355,9 @@ package final class TortureRun {
         for (index, pair) in pairs.enumerated() {
             let connection = plan.connections[index]
             if connection.kind == .closedPort {
-                if pair.client.outcome != .failed(ECONNREFUSED), pair.client.outcome != .failed(EHOSTUNREACH), !hasFault {
+                if pair.client.outcome != .failed(ECONNREFUSED), pair.client.outcome != .failed(EHOSTUNREACH),
+                    pair.client.outcome != .failed(ETIMEDOUT) || connection.clientSide.userTimeout == nil, !hasFault
+                {
                     fail("connection \(index): a closed port gives \(pair.client.outcome)")
                 }
                 continue
@@ -351,7 +378,8 @@ package final class TortureRun {
         guard !hasFault else { return }
         let bytes = plan.connections.reduce(0) { $0 + $1.clientSide.bytes + $1.serverSide.bytes }
         let writes = endpoints.reduce(0) { $0 + $1.sent / 200 }
-        let packetLimit = UInt64(2000 * plan.connections.count + bytes + 20 * writes) + 4 * UInt64(report.seconds)
+        // A packet a byte, and an acknowledgment each.
+        let packetLimit = UInt64(2000 * plan.connections.count + 2 * bytes + 20 * writes) + 4 * UInt64(report.seconds)
         if observer.packets > packetLimit { fail("event storm: \(observer.packets) packets for \(bytes) bytes") }
         let turnLimit = 20_000 + 20 * packetLimit
         if network.turns > turnLimit { fail("event storm: \(network.turns) turns for \(observer.packets) packets") }
@@ -379,10 +407,14 @@ private final class TortureListener {
     private var socket: Socket?
     private let endpoint: TortureEndpoint
     private let report: (String) -> Void
+    private let mayRepeat: Bool
     private var accepted = 0
 
-    init(_ socket: Socket, _ endpoint: TortureEndpoint, report: @escaping (String) -> Void) {
+    /// `mayRepeat`: a SYN with data that comes late once more makes another connection (RFC 7413, 2.1), and so does an ACK
+    /// with a cookie.
+    init(_ socket: Socket, _ endpoint: TortureEndpoint, mayRepeat: Bool, report: @escaping (String) -> Void) {
         self.socket = socket
+        self.mayRepeat = mayRepeat
         self.endpoint = endpoint
         self.report = report
         socket.channel = CallbackChannel { [weak self] in self?.accept(from: $0) }
@@ -392,7 +424,7 @@ private final class TortureListener {
         while let child = socket.acceptNext() {
             accepted += 1
             guard accepted == 1 else {
-                report("the listener has accepted \(accepted) connections")
+                if !mayRepeat { report("the listener has accepted \(accepted) connections") }
                 child.abort()
                 continue
             }

@@ -134,7 +134,8 @@ package final class WireObserver {
     private func checkPayload(_ frame: Mbuf, _ segment: WireSegment, _ flow: Flow, _ kernel: Kernel) {
         guard let salt = flow.salt, segment.length > 0 else { return }
         var skip = 14 + segment.payloadOffset
-        var position = Int(segment.sequence &- flow.sender.initialSequence &- 1)
+        var position = Int(Int32(bitPattern: segment.sequence &- flow.sender.initialSequence)) - 1
+        if segment.flags.contains(.syn) { position += 1 }
         var mbuf: Mbuf? = frame
         while let current = mbuf {
             mbuf = current.pointee.next
@@ -154,6 +155,8 @@ package final class WireObserver {
 
     /// What the device has to cut must be cut to the size the peer asked for.
     private func checkSize(_ frame: Mbuf, _ segment: WireSegment, _ flow: Flow, _ total: Int) {
+        // A SYN with data goes by what the server has said the last time.
+        guard !segment.flags.contains(.syn) else { return }
         let size = frame.pointee.pkt.gso_type != 0 ? Int(frame.pointee.pkt.gso_size) : segment.length
         if size > flow.sender.largestSegment {
             fault("\(flow.sender.name): segments of \(size) bytes, at most \(flow.sender.largestSegment)")
@@ -170,7 +173,7 @@ package final class WireObserver {
     private func arrives(_ frame: UnsafeRawBufferPointer, _ end: End) {
         guard frame.count >= 54, frame[12] == 8, frame[13] == 0 else { return }
         let packet = UnsafeRawBufferPointer(rebasing: frame[14...])
-        guard let segment = WireSegment(ip: packet, total: packet.count) else { return }
+        guard let segment = WireSegment(ip: packet, total: packet.count) else { return noteTooBig(packet) }
         print(segment, end, isArrival: true)
         _ = timeouts[end.kernel].look()
         guard WireSegment.isIntact(packet) else { return }
@@ -180,6 +183,23 @@ package final class WireObserver {
         }
         // The answer may begin a new flow, of a listener that has forgotten the old one.
         if segment.flags.contains(.syn) { openings[key] = segment }
+    }
+
+    /// "Fragmentation needed": whoever is told sends again in smaller pieces.
+    private func noteTooBig(_ packet: UnsafeRawBufferPointer) {
+        guard packet.count >= 56, packet[0] == 0x45, packet[9] == 1, packet[20] == 3, packet[21] == 4 else { return }
+        func word(_ at: Int) -> UInt32 { (0..<4).reduce(0) { $0 << 8 | UInt32(packet[at + $1]) } }
+        let key = WireSegment.Key(
+            source: word(40), destination: word(44), sourcePort: UInt16(word(48) >> 16),
+            destinationPort: UInt16(word(48) & 0xffff))
+        flows[key]?.sender.grantRepetition()
+    }
+
+    /// The sender from or to this port of the server: that of the client, or the server's own.
+    package func sender(port: UInt16, ofClient: Bool) -> (key: WireSegment.Key, flow: SenderFlow)? {
+        let found = flows.filter { (ofClient ? $0.key.destinationPort : $0.key.sourcePort) == port }
+        return found.min { ($0.key.sourcePort, $0.key.destinationPort) < ($1.key.sourcePort, $1.key.destinationPort) }
+            .map { ($0.key, $0.value.sender) }
     }
 
     // MARK: Trace

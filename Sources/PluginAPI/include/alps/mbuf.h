@@ -42,7 +42,8 @@ ALPS_BEGIN
 #define ALPS_GSO_TCP4 1u  ///< TCP over IPv4, cut into gso_size bytes of payload
 #define ALPS_GSO_TCP6 4u
 #define ALPS_GSO_UDP 5u
-#define ALPS_GSO_ECN 0x80u  ///< or-ed: CWR is set
+#define ALPS_GSO_ECN 0x80u  ///< or-ed: CWR is set, and belongs to the first segment (RFC 3168)
+#define ALPS_GSO_ACE 0x40u  ///< or-ed: CWR is set, and belongs to every segment (RFC 9768); no device can do that
 
 struct alps_conn;
 struct alps_mbuf;

@@ -1,0 +1,134 @@
+"""What many connections cost: memory and CPU time of idle ones, how many there can be, and what each packet and each new
+connection costs beside them."""
+
+import select
+import subprocess
+import time
+
+import builds
+import processes
+from measures import Figure, Measure, Target
+from namespaces import BenchError, end
+
+SIZES = (1, 10, 100, 1000, 10000)
+
+
+class Held:
+    """Idle connections to the server of the path, until the block ends."""
+
+    def __init__(self, path, count, seconds=180):
+        self.child = path.peer(builds.load_program(), "hold", "--host", path.stack_address, "--count", count,
+                               stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+        if not select.select([self.child.stdout], [], [], seconds)[0]:
+            end(self.child)
+            raise BenchError(f"{count} connections did not open within {seconds} s")
+        line = self.child.stdout.readline()
+        if not line.startswith('{"open": '):
+            raise BenchError(f"connections did not open: {self.child.stderr.read().strip()[-200:]}")
+        self.open = int(line[len('{"open": '):].rstrip("}\n"))
+
+    def __enter__(self):
+        return self.open
+
+    def __exit__(self, *_):
+        self.child.stdin.close()
+        self.child.wait(60)
+
+
+def memory(path, settings):
+    """Bytes a connection: of the host, of the application, and of the kernel's slabs but for the peer's end."""
+    path.serve()
+    application = [pid for pid in path.watched() if pid not in path.host_pids]
+    # What the first ones make is there for good.
+    with Held(path, 100):
+        pass
+    time.sleep(0.5)
+    before = [processes.memory(path.host_pids), processes.memory(application), processes.kernel_memory()]
+    with Held(path, settings.idle) as count:
+        time.sleep(1)
+        after = [processes.memory(path.host_pids), processes.memory(application), processes.kernel_memory()]
+    if count < settings.idle:
+        raise BenchError(f"only {count} connections opened")
+    host, own, slabs = ((now - then) / count / 1024 for then, now in zip(before, after))
+    return {"host": host, "application": own, "kernel": slabs, "all": host + own + slabs}
+
+
+def idle_cpu(connections):
+    def run(path, settings):
+        path.serve()
+
+        def watch():
+            time.sleep(2)
+            pids, begin = path.host_pids, time.monotonic()
+            cpu, switches = processes.run_time(pids), processes.context_switches(pids)
+            time.sleep(settings.idle_seconds)
+            minutes = (time.monotonic() - begin) / 60
+            return {"cpu": (processes.run_time(pids) - cpu) * 1000 / minutes,
+                    "switches": (processes.context_switches(pids) - switches) / minutes}
+
+        if connections == 0:
+            return watch()
+        with Held(path, settings.idle) as count:
+            if count < settings.idle:
+                raise BenchError(f"only {count} connections opened")
+            return watch()
+    return run
+
+
+def most(path, settings):
+    path.serve()
+    with Held(path, settings.most, 300) as count:
+        return {"open": count}
+
+
+def growth(path, settings):
+    """CPU time of the host for each packet, one request at a time going round all connections; and for each new connection
+    beside that many idle ones. The kernel's is that of the machine but for the peer's process."""
+    path.serve()
+    result = {}
+
+    def subject(spent):
+        return spent["watched"] if path.host_pids else spent["busy"] - spent["own"]
+
+    for size in SIZES:
+        if size > settings.idle:
+            continue
+        spread = path.load("spread", "--count", size, "--at-once", 1, "--warm-up", settings.warm_up,
+                           seconds=settings.seconds, timeout=settings.seconds + 120, watched=path.host_pids)
+        result[f"packet-{size}"] = subject(spread) / spread["packets"] * 1e9
+        with Held(path, size) as count:
+            if count < size:
+                raise BenchError(f"only {count} connections opened")
+            new = path.load("connections", "--at-once", 16, "--warm-up", settings.warm_up, seconds=settings.seconds,
+                            timeout=settings.seconds + 60, watched=path.host_pids)
+        result[f"connection-{size}"] = subject(new) / new["samples"] * 1e6
+    return result
+
+
+def growth_figures():
+    packets = [Figure(f"packet-{size}", f"each packet, {size:,} connections", "ns", False, digits=0) for size in SIZES]
+    new = [Figure(f"connection-{size}", f"each new connection beside {size:,}", "us", False, digits=1) for size in SIZES]
+    return (*packets, *new)
+
+
+POPULATION_MEASURES = [
+    Measure("memory", "memory of an idle connection", (
+        Figure("host", "host", "KiB", False),
+        Figure("application", "application", "KiB", False),
+        Figure("kernel", "kernel's slabs, both ends", "KiB", False),
+        Figure("all", "together", "KiB", False, (Target(None, 8),)),
+    ), memory, ("kernel", "alps", "gvisor"), once=True,
+        note="The kernel's slabs have the peer's end too, on every path: about half of what the kernel's path shows."),
+    Measure("rest", "host at rest, no connection", (
+        Figure("cpu", "CPU time", "ms a minute", False, (Target(None, 1),), 1),
+        Figure("switches", "context switches", "a minute", False, (Target(None, 1),), 0),
+    ), idle_cpu(0), ("alps",), once=True),
+    Measure("rest-idle", "host with idle connections", (
+        Figure("cpu", "CPU time", "ms a minute", False, (Target(None, 1),), 1),
+        Figure("switches", "context switches", "a minute", False, digits=0),
+    ), idle_cpu(1), ("alps",), once=True),
+    Measure("most", "live connections", (Figure("open", "open at once", "", True, (Target(None, 18000),), 0),), most,
+            ("kernel", "alps"), once=True),
+    Measure("growth", "growth with the number of connections: CPU time of the host (of the kernel and the application)", growth_figures(), growth,
+            ("kernel", "alps")),
+]

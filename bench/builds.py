@@ -67,21 +67,18 @@ def gvisor():
 
 
 def lwip():
-    folder = PROGRAMS / "lwip"
-    sources = [folder / name for name in ("server.c", "lwipopts.h")]
+    source = PROGRAMS / "lwip" / "server.c"
 
     def make(path):
         tree = lwip_sources()
-        code = [*(tree / "src" / "core").glob("*.c"), *(tree / "src" / "core" / "ipv4").glob("*.c"),
-                *(tree / "src" / "api").glob("*.c"), tree / "src" / "netif" / "ethernet.c",
-                tree / "contrib" / "ports" / "unix" / "port" / "sys_arch.c",
-                tree / "contrib" / "ports" / "unix" / "port" / "netif" / "tapif.c"]
-        # Debian's own build takes frames of up to 592 bytes for buffers of that size, and overruns them.
-        run(["cc", "-O2", "-w", "-pthread", "-DPBUF_POOL_BUFSIZE=1600", f"-I{folder}", f"-I{tree}/src/include",
-             f"-I{tree}/contrib/ports/unix/port/include", "-o", path, folder / "server.c", *code],
-            "lwIP does not build")
+        code = [*(tree / "src" / "core").glob("*.c"), *(tree / "src" / "core").glob("ipv[46]/*.c"),
+                *(tree / "src" / "api").glob("*.c"), tree / "src" / "netif" / "ethernet.c", tree / "port" / "sys_arch.c",
+                tree / "port" / "netif" / "tapif.c"]
+        # Debian's own build gives 592 bytes to buffers that take whole frames, and overruns them.
+        run(["cc", "-O2", "-w", "-pthread", "-DPBUF_POOL_BUFSIZE=1600", f"-I{tree}/src/include", f"-I{tree}/port/include",
+             "-o", path, source, *code], "lwIP does not build")
 
-    return build("lwip", sources, make)
+    return build("lwip", [source], make)
 
 
 def lwip_sources():

@@ -44,8 +44,8 @@ class Namespace:
         self.children = []
         command("ip", "netns", "add", self.name)
         self.link("set", "lo", "up")
-        # One run's paths tell nothing about the next one's.
-        for setting in ("ip_local_port_range=1024 65000", "tcp_no_metrics_save=1", "ping_group_range=0 0"):
+        # One run's paths tell nothing about the next one's. Reno is all that a namespace may set; routes have CUBIC.
+        for setting in ("tcp_congestion_control=reno", "ip_local_port_range=1024 65000", "tcp_no_metrics_save=1", "ping_group_range=0 0"):
             self.run("sysctl", "-qw", f"net.ipv4.{setting}")
 
     def link(self, *words):

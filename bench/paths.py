@@ -254,10 +254,11 @@ class RelayPath(Path):
 
     def open(self):
         self.outer = self.namespace()
-        self.outer.link("add", "wire", "type", "dummy")
+        # An interface with a route to elsewhere, as a machine has; nothing is sent over it.
+        self.outer.link("add", "wire", "type", "veth", "peer", "name", "end")
+        self.outer.link("set", "end", "up")
         self.outer.address("wire", self.outer_address)
-        command = ["ip", "-n", self.outer.name, "route", "add", "default", "via", "10.11.13.2", "dev", "wire"]
-        subprocess.run(command, check=True)
+        self.outer.run("ip", "route", "add", "default", "via", "10.11.13.2", "dev", "wire")
         self.start()
         wait_until(lambda: self.client_namespace.has_interface(self.interface), 20, "the tap")
         self.stack_address = self.outside_as_seen()

@@ -36,6 +36,6 @@ def figures():
 DATAGRAM_MEASURES = [
     Measure(f"udp-{size}-{'sends' if stack_sends else 'receives'}",
             f"UDP, {size}-byte datagrams, stack {'sends' if stack_sends else 'receives'}", figures(),
-            datagrams(size, stack_sends), PROGRAMS, placement.apart)
+            datagrams(size, stack_sends), PROGRAMS, placement.apart, quick=size == 64)
     for size in (64, 1400) for stack_sends in (True, False)
 ]

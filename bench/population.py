@@ -50,10 +50,10 @@ def memory(path, settings):
     if count < settings.idle:
         raise BenchError(f"only {count} connections opened")
     host, own, slabs = ((now - then) / count / 1024 for then, now in zip(before, after))
-    return {"host": host, "application": own, "kernel": slabs, "all": host + own + slabs}
+    return {"host": host, "application": own, "kernel": slabs}
 
 
-def idle_cpu(connections):
+def idle_cpu(with_connections):
     def run(path, settings):
         path.serve()
 
@@ -66,7 +66,7 @@ def idle_cpu(connections):
             return {"cpu": (processes.run_time(pids) - cpu) * 1000 / minutes,
                     "switches": (processes.context_switches(pids) - switches) / minutes}
 
-        if connections == 0:
+        if not with_connections:
             return watch()
         with Held(path, settings.idle) as count:
             if count < settings.idle:
@@ -108,7 +108,9 @@ def growth(path, settings):
 def growth_figures():
     packets = [Figure(f"packet-{size}", f"each packet, {size:,} connections", "ns", False, digits=0) for size in SIZES]
     new = [Figure(f"connection-{size}", f"each new connection beside {size:,}", "us", False, digits=1) for size in SIZES]
-    return (*packets, *new)
+    flat = [Figure(f"{kind}-growth", f"each {kind}, most over least", "", False, (Target(None, 1.2),))
+            for kind in ("packet", "connection")]
+    return (*packets, *new, *flat)
 
 
 POPULATION_MEASURES = [
@@ -116,19 +118,20 @@ POPULATION_MEASURES = [
         Figure("host", "host", "KiB", False),
         Figure("application", "application", "KiB", False),
         Figure("kernel", "kernel's slabs, both ends", "KiB", False),
-        Figure("all", "together", "KiB", False, (Target(None, 8),)),
+        Figure("stack", "host and the kernel's slabs, this end", "KiB", False, (Target(None, 8),)),
     ), memory, ("kernel", "alps", "gvisor"), once=True,
-        note="The kernel's slabs have the peer's end too, on every path: about half of what the kernel's path shows."),
+        note="The kernel's slabs have the peer's end too, on every path. For this end, half of what the kernel's own path shows "
+             "is taken off."),
     Measure("rest", "host at rest, no connection", (
         Figure("cpu", "CPU time", "ms a minute", False, (Target(None, 1),), 1),
         Figure("switches", "context switches", "a minute", False, (Target(None, 1),), 0),
-    ), idle_cpu(0), ("alps",), once=True),
-    Measure("rest-idle", "host with idle connections", (
+    ), idle_cpu(False), ("alps",), once=True),
+    Measure("idle", "host with idle connections", (
         Figure("cpu", "CPU time", "ms a minute", False, (Target(None, 1),), 1),
-        Figure("switches", "context switches", "a minute", False, digits=0),
-    ), idle_cpu(1), ("alps",), once=True),
+        Figure("switches", "context switches", "a minute", False, (Target(None, 1),), 0),
+    ), idle_cpu(True), ("alps",), once=True),
     Measure("most", "live connections", (Figure("open", "open at once", "", True, (Target(None, 18000),), 0),), most,
             ("kernel", "alps"), once=True),
-    Measure("growth", "growth with the number of connections: CPU time of the host (of the kernel and the application)", growth_figures(), growth,
+    Measure("growth", "CPU time of the host (of the kernel: of the machine but the peer's process)", growth_figures(), growth,
             ("kernel", "alps")),
 ]

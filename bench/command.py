@@ -138,7 +138,7 @@ def run_once(measure, path, settings, options, results):
             results.add(measure.key, path.key, measure.run(opened, settings))
     except (BenchError, subprocess.TimeoutExpired, OSError, KeyError, ValueError) as problem:
         text = str(problem).strip().splitlines() or [type(problem).__name__]
-        results.add(measure.key, path.key, failure=text[-1])
+        results.add(measure.key, path.key, getattr(problem, "values", None), failure=text[-1])
 
 
 def measure_all(options, settings, results):
@@ -184,6 +184,7 @@ def main(arguments):
         begun = datetime.datetime.now().strftime("%Y-%m-%d %H:%M")
         results.settings = {**vars(settings), "begun": begun, "place": options.place}
         options.saved = saved_results() / f"{datetime.datetime.now():%Y%m%d-%H%M%S}.json"
+        results.machine = machine.describe()
         try:
             measure_all(options, settings, results)
         finally:

@@ -30,7 +30,7 @@ def datagrams(size, stack_sends):
 
 def figures():
     return (Figure("arrived", "arrived", "datagrams/s", targets=(kernel(0.5),), digits=0),
-            Figure("sent", "sent", "datagrams/s", digits=0))
+            Figure("sent", "sent", "datagrams/s", digits=0, detail=True))
 
 
 DATAGRAM_MEASURES = [

@@ -23,6 +23,7 @@ class Figure:
     higher_is_better: bool = True
     targets: tuple[Target, ...] = ()
     digits: int = 2
+    detail: bool = False    # in a table of its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,9 +75,9 @@ def bulk(command, count=1):
 def bulk_figures(*targets):
     return (
         Figure("gbps", "throughput", "Gbit/s", targets=targets),
-        Figure("cpu-byte", "CPU time but the peer's", "s/GB", False, digits=3),
-        Figure("cpu-all-byte", "CPU time of the machine", "s/GB", False, digits=3),
-        Figure("cpu-packet", "CPU time but the peer's", "s per million packets", False),
+        Figure("cpu-byte", "CPU time but the peer's", "s/GB", False, digits=3, detail=True),
+        Figure("cpu-all-byte", "CPU time of the machine", "s/GB", False, digits=3, detail=True),
+        Figure("cpu-packet", "CPU time but the peer's", "s per million packets", False, detail=True),
     )
 
 
@@ -105,7 +106,7 @@ def rate_figures(unit, *targets):
 
 
 def connection_figures(*targets):
-    return (*rate_figures("1/s", *targets), Figure("cpu", "CPU time but the peer's", "us each", False, digits=1))
+    return (*rate_figures("1/s", *targets), Figure("cpu", "CPU time but the peer's", "us each", False, digits=1, detail=True))
 
 
 STREAM_MEASURES = [

@@ -15,6 +15,14 @@ class BenchError(Exception):
     """Something did not work; the text is for the reader of the table."""
 
 
+class PartialResult(BenchError):
+    """It worked up to a point: `values` are what there is."""
+
+    def __init__(self, text, values):
+        super().__init__(text)
+        self.values = values
+
+
 def command(*argv, check=True, timeout=60):
     result = subprocess.run([str(word) for word in argv], capture_output=True, text=True, timeout=timeout,
                             stdin=subprocess.DEVNULL)

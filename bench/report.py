@@ -43,8 +43,8 @@ def ratio_text(results, measure, figure, path):
     return "" if value is None else f"{value:.2f}"
 
 
-def rows(results, measures, columns, headline=False):
-    """Header and rows. `headline`: only the first figure of each measure and those with a target."""
+def rows(results, measures, columns, detail=None):
+    """Header and rows. `detail`: only figures that are details, or only those that are none."""
     ratios = [path for path in ("kernel", "limit", "gvisor") if any(column.key == path for column in columns)]
     header = ["measure", "unit", *(column.title for column in columns), *(f"Alps / {TITLES[path]}" for path in ratios),
               "target"]
@@ -53,7 +53,7 @@ def rows(results, measures, columns, headline=False):
         if measure.key not in results.runs:
             continue
         for index, figure in enumerate(measure.figures):
-            if headline and index and not figure.targets:
+            if detail is not None and figure.detail != detail:
                 continue
             cells = [results.cell(measure.key, column.key, figure.key) for column in columns]
             if not any(cell.values or cell.failure for cell in cells):
@@ -118,11 +118,15 @@ def markdown(results, groups):
     ]
     for title, measures in groups:
         columns = shown_paths(results, measures)
-        table = rows(results, measures, columns)
+        table = rows(results, measures, columns, detail=False)
         if len(table) == 1:
             continue
         parts += [f"## {title}", "", markdown_table(table), ""]
         parts += [f"{measure.title}: {measure.note}\n" for measure in measures if measure.note and measure.key in results.runs]
+    table = rows(results, everything, shown_paths(results, everything), detail=True)
+    if len(table) > 1:
+        # The targets are all in the tables before.
+        parts += ["## CPU time, and what was sent", "", markdown_table([row[:-1] for row in table]), ""]
     told = failures(results, everything)
     if told:
         parts += ["## Not measured", "", *(f"- {line}" for line in told), ""]

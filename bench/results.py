@@ -48,7 +48,7 @@ class Results:
     def ratio(self, measure, figure, over):
         """The median of Alps over that of another path; None if one is missing."""
         own, other = self.cell(measure, "alps", figure).median, self.cell(measure, over, figure).median
-        return own / other if own is not None and other else None
+        return own / other if own is not None and own >= 0 and other is not None and other > 0 else None
 
     def derive(self):
         """What follows from two paths: the kernel's memory for Alps without the peer's end of each connection."""

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <unistd.h>
 
 struct slot { int socket, asked; double begin; };
@@ -101,12 +102,14 @@ int connections(const struct options *options) {
     return samples.count ? 0 : 1;
 }
 
-// Opens up to `count` connections, with one byte forth and back on each.
+// Opens up to `count` connections, with one byte forth and back on each. The first that is not answered is the end.
 static int open_many(const struct options *options, int *sockets) {
+    struct timeval patience = {.tv_sec = 10};
     int open = 0;
     while (open < options->count) {
         int connection = open_connection(options->host, ECHO_PORT + open % ECHO_PORTS);
         if (connection < 0) break;
+        setsockopt(connection, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
         if (write(connection, &byte, 1) != 1 || read(connection, &byte, 1) != 1) {
             close(connection);
             break;
@@ -132,7 +135,10 @@ int spread(const struct options *options) {
     int *sockets = calloc((size_t)options->count, sizeof *sockets), poll = epoll_create1(0);
     if (!sockets) fail("memory");
     int open = open_many(options, sockets);
-    if (open < options->count) fail("connections");
+    if (open < options->count) {
+        fprintf(stderr, "load: only %d connections opened\n", open);
+        return 1;
+    }
     // In an order that no cache foresees, the same in each run.
     uint32_t random = 12345;
     for (int i = open - 1; i > 0; i--) {

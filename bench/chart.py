@@ -5,7 +5,7 @@ from xml.sax.saxutils import escape
 import paths
 from report import number, shown_paths
 
-COLUMNS, WIDTH, BAR, GAP, TOP, LABEL, VALUE = 2, 460, 15, 5, 44, 118, 96
+COLUMNS, WIDTH, BAR, GAP, TOP, LABEL, VALUE = 2, 460, 15, 5, 44, 134, 80
 COLOURS = {"alps": "#1f6feb", "kernel": "#57606a", "limit": "#8b949e"}
 OTHERS = "#c8cdd3"
 

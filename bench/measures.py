@@ -45,7 +45,7 @@ class Measure:
 
 ALL_PATHS = tuple(path.key for path in paths.ALL)
 PROGRAMS = ("kernel", "alps")
-STREAMS = ("kernel", "alps", "limit", "gvisor", "lwip", "slirp4netns", "pasta")
+STREAMS = ("kernel", "alps", "limit", "gvisor", "gvisor-gso", "lwip", "slirp4netns", "pasta")
 REQUESTS = ("kernel", "alps", "gvisor", "lwip", "slirp4netns", "pasta")
 
 
@@ -111,9 +111,9 @@ def connection_figures(*targets):
 
 STREAM_MEASURES = [
     Measure("bulk-sends", "one flow, 64 KiB writes, stack sends",
-            bulk_figures(Target("limit", 0.9), kernel(0.6)), bulk("receive"), STREAMS, placement.apart, quick=True),
+            bulk_figures(Target("limit", 0.9), kernel(0.6), Target("gvisor-gso", 2)), bulk("receive"), STREAMS, placement.apart, quick=True),
     Measure("bulk-receives", "one flow, 64 KiB writes, stack receives",
-            bulk_figures(Target("limit", 0.9), kernel(0.45)), bulk("send"), STREAMS, placement.apart, quick=True),
+            bulk_figures(Target("limit", 0.9), kernel(0.45), Target("gvisor-gso", 1.2)), bulk("send"), STREAMS, placement.apart, quick=True),
     Measure("flows-sends", "8 flows, stack sends", bulk_figures(), bulk("receive", 8),
             ("kernel", "alps", "gvisor"), placement.apart),
     Measure("flows-receives", "8 flows, stack receives", bulk_figures(), bulk("send", 8),

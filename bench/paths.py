@@ -236,6 +236,17 @@ class GvisorPath(ServerPath):
         return [builds.gvisor(), "-tap", "tap0", "-address", STACK, "-mtu", self.mtu]
 
 
+class OffloadingGvisorPath(ServerPath):
+    key, title = "gvisor-gso", "gVisor with offloads"
+
+    @classmethod
+    def check(cls):
+        builds.gvisor_offloading()
+
+    def argv(self):
+        return [builds.gvisor_offloading(), "-tap", "tap0", "-address", STACK, "-mtu", 1500, "-gso"]
+
+
 class LwipPath(ServerPath):
     key, title = "lwip", "lwIP sockets"
 
@@ -316,5 +327,5 @@ class PastaPath(RelayPath):
         return "10.11.13.2"
 
 
-ALL = [KernelPath, AlpsPath, RingLimitPath, GvisorPath, LwipPath, SlirpPath, PastaPath]
+ALL = [KernelPath, AlpsPath, RingLimitPath, GvisorPath, OffloadingGvisorPath, LwipPath, SlirpPath, PastaPath]
 BY_KEY = {path.key: path for path in ALL}

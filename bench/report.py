@@ -45,7 +45,7 @@ def ratio_text(results, measure, figure, path):
 
 def rows(results, measures, columns, detail=None):
     """Header and rows. `detail`: only figures that are details, or only those that are none."""
-    ratios = [path for path in ("kernel", "limit", "gvisor") if any(column.key == path for column in columns)]
+    ratios = [path for path in ("kernel", "limit", "gvisor", "gvisor-gso") if any(column.key == path for column in columns)]
     header = ["measure", "unit", *(column.title for column in columns), *(f"Alps / {TITLES[path]}" for path in ratios),
               "target"]
     table = [header]

@@ -8,7 +8,9 @@ import (
 	"io"
 	"log"
 	"net"
+	"unsafe"
 
+	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
@@ -26,6 +28,30 @@ func check(what string, err tcpip.Error) {
 	if err != nil {
 		log.Fatalf("%s: %v", what, err)
 	}
+}
+
+// openOffloading makes a tap with virtio headers, checksum and segmentation offload.
+func openOffloading(name string) (int, error) {
+	descriptor, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return -1, err
+	}
+	var request struct {
+		name  [16]byte
+		flags uint16
+		_     [22]byte
+	}
+	copy(request.name[:15], name)
+	request.flags = unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR
+	_, _, number := unix.Syscall(unix.SYS_IOCTL, uintptr(descriptor), unix.TUNSETIFF, uintptr(unsafe.Pointer(&request)))
+	if number != 0 {
+		return -1, number
+	}
+	const offloads = 1 | 2 // TUN_F_CSUM, TUN_F_TSO4
+	if _, _, number := unix.Syscall(unix.SYS_IOCTL, uintptr(descriptor), unix.TUNSETOFFLOAD, offloads); number != 0 {
+		return -1, number
+	}
+	return descriptor, nil
 }
 
 func takeAll(connection net.Conn) {
@@ -82,16 +108,24 @@ func main() {
 	name := flag.String("tap", "tap0", "name of the tap")
 	own := flag.String("address", "10.11.12.13", "IPv4 address of the stack")
 	mtu := flag.Uint("mtu", 65520, "MTU of the tap")
+	segments := flag.Bool("gso", false, "frames of up to 64 KiB in both directions; needs a library that lets a tap have them")
 	flag.Parse()
 
-	descriptor, err := tun.OpenTAP(*name)
+	open := tun.OpenTAP
+	options := fdbased.Options{
+		MTU: uint32(*mtu), EthernetHeader: true, Address: tcpip.LinkAddress("\x02\x00\x00\x09\x09\x03"),
+	}
+	if *segments {
+		open = openOffloading
+		options.GSOMaxSize = 65000
+		options.RXChecksumOffload = true
+	}
+	descriptor, err := open(*name)
 	if err != nil {
 		log.Fatalf("tap %s: %v", *name, err)
 	}
-	endpoint, err := fdbased.New(&fdbased.Options{
-		FDs: []int{descriptor}, MTU: uint32(*mtu), EthernetHeader: true,
-		Address: tcpip.LinkAddress("\x02\x00\x00\x09\x09\x03"),
-	})
+	options.FDs = []int{descriptor}
+	endpoint, err := fdbased.New(&options)
 	if err != nil {
 		log.Fatalf("endpoint: %v", err)
 	}

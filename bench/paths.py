@@ -195,8 +195,13 @@ class ServerPath(Path):
         return self.cpus["host"] | self.cpus["application"]
 
     def open(self):
-        self.server_process = self.client_namespace.spawn(pinned(self.argv(), self.server_cpus()))
-        wait_for_line(self.server_process, "ready")
+        # What it complains of goes into a file: nobody reads a pipe while it runs.
+        log = self.directory / "server.log"
+        self.server_process = self.client_namespace.spawn(pinned(self.argv(), self.server_cpus()), stderr=open(log, "w"))
+        try:
+            wait_for_line(self.server_process, "ready")
+        except BenchError as problem:
+            raise BenchError(f"{problem} {log.read_text().strip()[-300:]}") from None
         self.client_namespace.address("tap0", KERNEL, self.mtu)
         self.host_pids = [self.server_process.pid]
 

@@ -9,10 +9,12 @@ import placement
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What the figure of Alps should be: `factor` times that of `path`, or `value` by itself."""
+    """What the figure of Alps should be: `factor` times that of `path`, of another measure if one is named; or `factor`
+    itself without a path."""
 
     path: str | None
     factor: float
+    measure: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,9 +116,9 @@ STREAM_MEASURES = [
             bulk_figures(Target("limit", 0.9), kernel(0.6), Target("gvisor-gso", 2)), bulk("receive"), STREAMS, placement.apart, quick=True),
     Measure("bulk-receives", "one flow, 64 KiB writes, stack receives",
             bulk_figures(Target("limit", 0.9), kernel(0.45), Target("gvisor-gso", 1.2)), bulk("send"), STREAMS, placement.apart, quick=True),
-    Measure("flows-sends", "8 flows, stack sends", bulk_figures(), bulk("receive", 8),
+    Measure("flows-sends", "8 flows, stack sends", bulk_figures(Target("alps", 1, "bulk-sends")), bulk("receive", 8),
             ("kernel", "alps", "gvisor"), placement.apart),
-    Measure("flows-receives", "8 flows, stack receives", bulk_figures(), bulk("send", 8),
+    Measure("flows-receives", "8 flows, stack receives", bulk_figures(Target("alps", 1, "bulk-receives")), bulk("send", 8),
             ("kernel", "alps", "gvisor"), placement.apart),
     Measure("plain-sends", "without offloads, stack sends", bulk_figures(Target("limit", 0.9)), bulk("receive"),
             ("kernel", "alps", "limit", "gvisor", "lwip"), placement.apart, offload=False, quick=True),

@@ -45,9 +45,9 @@ class Results:
         failures = entry["failures"]
         return Cell(entry["values"].get(figure, []), failures[0] if failures else None)
 
-    def ratio(self, measure, figure, over):
-        """The median of Alps over that of another path; None if one is missing."""
-        own, other = self.cell(measure, "alps", figure).median, self.cell(measure, over, figure).median
+    def ratio(self, measure, figure, over, of=None):
+        """The median of Alps over that of another path, in the measure `of` if it is named; None if one is missing."""
+        own, other = self.cell(measure, "alps", figure).median, self.cell(of or measure, over, figure).median
         return own / other if own is not None and own >= 0 and other is not None and other > 0 else None
 
     def derive(self):
@@ -85,8 +85,8 @@ def target_met(target, figure, results, measure):
         own = results.cell(measure, "alps", figure.key).median
         text, value = f"{sign} {target.factor:g}{' ' + figure.unit if figure.unit else ''}", own
     else:
-        value = results.ratio(measure, figure.key, target.path)
-        text = f"{sign} {target.factor:g} x {target.path}"
+        value = results.ratio(measure, figure.key, target.path, target.measure)
+        text = f"{sign} {target.factor:g} x {target.measure or target.path}"
     if value is None:
         return text, None
     return text, value >= target.factor if figure.higher_is_better else value <= target.factor

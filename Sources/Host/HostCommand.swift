@@ -41,6 +41,9 @@ struct HostCommand: ParsableCommand {
     @Option(help: "MTU of the interface in bytes.")
     var mtu: Int?
 
+    @Flag(help: "A tap without segmentation and checksum offload: every frame is one finished packet.")
+    var noOffload = false
+
     @Option(help: "Directory with libalps-*.so (default: beside this program, then PREFIX/lib/alps).")
     var plugins: String?
 
@@ -88,6 +91,9 @@ struct HostCommand: ParsableCommand {
             guard hwaddr == nil, mtu == nil else {
                 throw ValidationError("--hwaddr and --mtu are those of \(parts[1]) and cannot be given.")
             }
+        }
+        if noOffload, parts[0] != "tap" {
+            throw ValidationError("--no-offload is for a tap; the offloads of \(parts[1]) are the system's to set.")
         }
         if let address, NetworkAddress.Prefix(address) == nil {
             throw ValidationError("'\(address)' is not an address with a prefix length: use e.g. 10.11.12.13/24.")
@@ -198,7 +204,7 @@ struct HostCommand: ParsableCommand {
 
     private func bringUpTap(_ name: String, _ kernel: Kernel) throws -> KernelSilence? {
         let hardware = try hwaddr.map(HardwareAddress.init(parsing:)) ?? HardwareAddress.random(kernel.random)
-        let interface = try add(try Tap(name: name, kernel: kernel), name, hardware, mtu ?? 1500, kernel)
+        let interface = try add(try Tap(name: name, offload: !noOffload, kernel: kernel), name, hardware, mtu ?? 1500, kernel)
         if let address, let prefix = NetworkAddress.Prefix(address), !noKernelAddress, let gateway {
             try KernelSide.configure(interface: name, address: gateway, prefixLength: prefix.length, mtu: mtu)
         } else {

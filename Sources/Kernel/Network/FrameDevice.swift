@@ -30,12 +30,15 @@ package class FrameDevice: Device {
 
     /// `descriptor` is the device's from now on, also if this throws. `headerSize` is that of the virtio header: 12 bytes
     /// with the number of buffers at its end, 10 without.
-    init(descriptor: Int32, headerSize: Int, kernel: Kernel) throws {
+    init(
+        descriptor: Int32, headerSize: Int, capabilities: UInt32 = UInt32(ALPS_IFCAP_TXCSUM | ALPS_IFCAP_TSO4),
+        kernel: Kernel
+    ) throws {
         self.kernel = kernel
         pool = kernel.mbufs
         self.descriptor = descriptor
         self.headerSize = headerSize
-        super.init(capabilities: UInt32(ALPS_IFCAP_TXCSUM | ALPS_IFCAP_TSO4))
+        super.init(capabilities: capabilities)
         let handler = Readiness(self)
         self.handler = handler
         try kernel.reactor?.add(descriptor, events: UInt32(EPOLLIN.rawValue), handler: handler)

@@ -2,18 +2,19 @@ import CLinux
 import Glibc
 import PluginAPI
 
-/// A tap interface, with offloads both ways.
+/// A tap interface, with offloads both ways unless told otherwise.
 package final class Tap: FrameDevice {
     package let name: String
 
-    /// Opens (and so makes) the tap interface `name`.
-    package init(name: String, kernel: Kernel) throws {
+    /// Opens (and so makes) the tap interface `name`. Without `offload` every frame is one finished packet, as on a wire.
+    package init(name: String, offload: Bool = true, kernel: Kernel) throws {
         self.name = name
         try super.init(
-            descriptor: try Self.open(name), headerSize: MemoryLayout<virtio_net_hdr_v1>.size, kernel: kernel)
+            descriptor: try Self.open(name, offload), headerSize: MemoryLayout<virtio_net_hdr_v1>.size,
+            capabilities: offload ? UInt32(ALPS_IFCAP_TXCSUM | ALPS_IFCAP_TSO4) : 0, kernel: kernel)
     }
 
-    private static func open(_ name: String) throws -> Int32 {
+    private static func open(_ name: String, _ offload: Bool) throws -> Int32 {
         guard (1...15).contains(name.utf8.count) else {
             throw KernelError(EINVAL, "'\(name)' is not an interface name: 1 to 15 characters")
         }
@@ -36,8 +37,9 @@ package final class Tap: FrameDevice {
                     + (error == EINVAL ? "; an interface of another kind may have that name" : ""))
         }
         var size = Int32(MemoryLayout<virtio_net_hdr_v1>.size)
+        let offloads = offload ? UInt(TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO_ECN) : 0
         guard alps_ioctl(descriptor, alps_TUNSETVNETHDRSZ, &size) == 0,
-            alps_ioctl_value(descriptor, alps_TUNSETOFFLOAD, UInt(TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO_ECN)) == 0
+            alps_ioctl_value(descriptor, alps_TUNSETOFFLOAD, offloads) == 0
         else {
             let error = errno
             Glibc.close(descriptor)

@@ -284,6 +284,14 @@ public func shimSelect(
     return real.select.unsafelyUnwrapped(count, readable, writable, exceptional, timeout)
 }
 
+@c(__select)
+public func shimUnderscoredSelect(
+    _ count: Int32, _ readable: UnsafeMutableRawPointer?, _ writable: UnsafeMutableRawPointer?,
+    _ exceptional: UnsafeMutableRawPointer?, _ timeout: UnsafeMutablePointer<timeval>?
+) -> Int32 {
+    shimSelect(count, readable, writable, exceptional, timeout)
+}
+
 @c(pselect)
 public func shimPselect(
     _ count: Int32, _ readable: UnsafeMutableRawPointer?, _ writable: UnsafeMutableRawPointer?,

@@ -22,6 +22,7 @@ WANTED = {
     "transfer": "sendfile sendfile64 splice tee vmsplice copy_file_range",
     "waiting": "select __select pselect poll __poll ppoll epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait "
                "epoll_pwait2",
+    "mapping": "mmap mmap64 munmap",
     "descriptors": "dup dup2 __dup2 dup3 fcntl fcntl64 __fcntl ioctl sockatmark isfdtype",
     "files": "open __open open64 __open64 openat openat64 creat creat64 fopen fopen64 fstat fstat64 __fxstat __fxstat64",
     "stdio": "fdopen dprintf vdprintf",
@@ -40,8 +41,7 @@ WANTED = {
 
 # Those that do the right thing on a socket of the stack, which is a UNIX socket to the kernel.
 LEFT_ALONE = {
-    "the kernel waits on the pair, which is as ready as the socket":
-        "epoll_create epoll_create1",
+    "an epoll instance is the kernel's": "epoll_create epoll_create1",
     "checks a number, whatever the descriptor is": "__fdelt_chk",
     "the kernel gives ESPIPE for any socket":
         "pread pread64 __pread64 __pread_chk __pread64_chk preadv preadv64 pwrite pwrite64 __pwrite64 pwritev pwritev64",

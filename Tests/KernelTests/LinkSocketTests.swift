@@ -193,7 +193,9 @@ import Testing
         let socket = try bench.socket()
         let log = Log(socket)
         // Type 0x88b5: 20 bytes of it.
-        let program: [UInt8] = [0x28, 0, 0, 0, 12, 0, 0, 0, 0x15, 0, 0, 1, 0xb5, 0x88, 0, 0, 6, 0, 0, 0, 20, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0]
+        let program: [UInt8] = [
+            0x28, 0, 0, 0, 12, 0, 0, 0, 0x15, 0, 0, 1, 0xb5, 0x88, 0, 0, 6, 0, 0, 0, 20, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0,
+        ]
         #expect(socket.setOption(SOL_SOCKET, SO_ATTACH_FILTER, program, isRoot: true) == 0)
         bench.arrive(Bench.frame(60), Bench.frame(60, type: 0x88b5))
         #expect(log.seen.map(\.bytes) == [Array(Bench.frame(60, type: 0x88b5).prefix(20))])

@@ -146,7 +146,8 @@ final class GuardedFrame {
                     jf: UInt8.random(in: 0...UInt8(max(left, 1)), using: &random), k))
         }
         if Int.random(in: 0..<8, using: &random) != 0 {
-            program.append(FilterInstruction(Bool.random(using: &random) ? 0x06 : 0x16, UInt32.random(in: 0...80, using: &random)))
+            let end: UInt16 = Bool.random(using: &random) ? 0x06 : 0x16
+            program.append(FilterInstruction(end, UInt32.random(in: 0...80, using: &random)))
         }
         return program
     }

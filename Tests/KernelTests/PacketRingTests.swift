@@ -25,16 +25,24 @@ import Testing
         return (socket, try #require(socket.ringMemory))
     }
 
-    private func word(_ memory: RingMemory, _ offset: Int) -> UInt32 { memory.base.loadUnaligned(fromByteOffset: offset, as: UInt32.self) }
-    private func half(_ memory: RingMemory, _ offset: Int) -> UInt16 { memory.base.loadUnaligned(fromByteOffset: offset, as: UInt16.self) }
-    private func give(_ memory: RingMemory, _ offset: Int) { memory.base.storeBytes(of: 0, toByteOffset: offset, as: UInt32.self) }
+    private func word(_ memory: RingMemory, _ offset: Int) -> UInt32 {
+        memory.base.loadUnaligned(fromByteOffset: offset, as: UInt32.self)
+    }
+    private func half(_ memory: RingMemory, _ offset: Int) -> UInt16 {
+        memory.base.loadUnaligned(fromByteOffset: offset, as: UInt16.self)
+    }
+    private func give(_ memory: RingMemory, _ offset: Int) {
+        memory.base.storeBytes(of: 0, toByteOffset: offset, as: UInt32.self)
+    }
     private func bytes(_ memory: RingMemory, _ offset: Int, _ count: Int) -> [UInt8] {
         Array(UnsafeRawBufferPointer(start: memory.base + offset, count: count))
     }
 
     private func statistics(_ socket: LinkSocket) -> [UInt32] {
         let value = socket.getOption(263, 6, value: [], capacity: 64).value
-        return value.withUnsafeBytes { raw in (0..<raw.count / 4).map { raw.loadUnaligned(fromByteOffset: 4 * $0, as: UInt32.self) } }
+        return value.withUnsafeBytes { raw in
+            (0..<raw.count / 4).map { raw.loadUnaligned(fromByteOffset: 4 * $0, as: UInt32.self) }
+        }
     }
 
     // MARK: Frames

@@ -9,16 +9,22 @@ struct LinkSocketOptions {
     /// PACKET_RESERVE.
     fileprivate(set) var reserve = 0
     /// Integers that are told back, by number: of SOL_PACKET, and of SOL_SOCKET.
-    fileprivate var packet: [Int32: Int32] = [:]
+    fileprivate var packet: [Int32: Int32] = [:] {
+        didSet {
+            ignoresOutgoing = packet[LinkOption.ignoreOutgoing] == 1
+            copiesCutFrames = packet[LinkOption.copyThreshold, default: 0] != 0
+        }
+    }
     fileprivate var socket: [Int32: Int32] = [:]
     /// In force: what is set doubled, as Linux does.
     fileprivate(set) var receiveBuffer = 212_992
     fileprivate var sendBuffer = 212_992
     fileprivate var isFilterLocked = false
 
-    var ignoresOutgoing: Bool { packet[LinkOption.ignoreOutgoing] == 1 }
+    // Looked at for each frame.
+    private(set) var ignoresOutgoing = false
     /// PACKET_COPY_THRESH: what a slot cuts is queued whole beside the ring.
-    var copiesCutFrames: Bool { packet[LinkOption.copyThreshold, default: 0] != 0 }
+    private(set) var copiesCutFrames = false
     /// PACKET_LOSS: a transmit ring goes on after a frame that is not in order.
     var skipsBadFrames: Bool { packet[LinkOption.loss] == 1 }
     var transmitHasOffsets: Bool { packet[LinkOption.transmitHasOffset] == 1 }

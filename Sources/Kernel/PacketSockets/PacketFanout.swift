@@ -16,8 +16,16 @@ final class PacketFanout {
     /// PACKET_FANOUT_CBPF.
     private var program: PacketFilter?
 
-    private enum Mode { static let hash: UInt8 = 0, balance: UInt8 = 1, processor: UInt8 = 2, rollover: UInt8 = 3,
-        random: UInt8 = 4, queue: UInt8 = 5, program: UInt8 = 6 }
+    /// PACKET_FANOUT_*.
+    private enum Mode {
+        static let hash: UInt8 = 0
+        static let balance: UInt8 = 1
+        static let processor: UInt8 = 2
+        static let rollover: UInt8 = 3
+        static let random: UInt8 = 4
+        static let queue: UInt8 = 5
+        static let program: UInt8 = 6
+    }
     private static let rolloverFlag: UInt16 = 0x1000
     private static let uniqueFlag: UInt16 = 0x2000
     private static let ignoreOutgoingFlag: UInt16 = 0x4000

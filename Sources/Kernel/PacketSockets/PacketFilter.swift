@@ -33,16 +33,49 @@ package final class PacketFilter {
     let code: UnsafeMutablePointer<FilterInstruction>
 
     // Classes, sizes, modes and operations of an instruction's code (linux/bpf_common.h).
-    enum Class { static let load: UInt16 = 0, loadX: UInt16 = 1, store: UInt16 = 2, storeX: UInt16 = 3, compute: UInt16 = 4,
-        jump: UInt16 = 5, end: UInt16 = 6, misc: UInt16 = 7 }
-    enum Size { static let word: UInt16 = 0x00, half: UInt16 = 0x08, byte: UInt16 = 0x10 }
-    enum Mode { static let immediate: UInt16 = 0x00, absolute: UInt16 = 0x20, indirect: UInt16 = 0x40, memory: UInt16 = 0x60,
-        length: UInt16 = 0x80, headerLength: UInt16 = 0xa0 }
-    enum Operation { static let add: UInt16 = 0x00, subtract: UInt16 = 0x10, multiply: UInt16 = 0x20, divide: UInt16 = 0x30,
-        or: UInt16 = 0x40, and: UInt16 = 0x50, shiftLeft: UInt16 = 0x60, shiftRight: UInt16 = 0x70, negate: UInt16 = 0x80,
-        modulo: UInt16 = 0x90, xor: UInt16 = 0xa0 }
-    enum Jump { static let always: UInt16 = 0x00, equal: UInt16 = 0x10, greater: UInt16 = 0x20, atLeast: UInt16 = 0x30,
-        anyBit: UInt16 = 0x40 }
+    enum Class {
+        static let load: UInt16 = 0
+        static let loadX: UInt16 = 1
+        static let store: UInt16 = 2
+        static let storeX: UInt16 = 3
+        static let compute: UInt16 = 4
+        static let jump: UInt16 = 5
+        static let end: UInt16 = 6
+        static let misc: UInt16 = 7
+    }
+    enum Size {
+        static let word: UInt16 = 0x00
+        static let half: UInt16 = 0x08
+        static let byte: UInt16 = 0x10
+    }
+    enum Mode {
+        static let immediate: UInt16 = 0x00
+        static let absolute: UInt16 = 0x20
+        static let indirect: UInt16 = 0x40
+        static let memory: UInt16 = 0x60
+        static let length: UInt16 = 0x80
+        static let headerLength: UInt16 = 0xa0
+    }
+    enum Operation {
+        static let add: UInt16 = 0x00
+        static let subtract: UInt16 = 0x10
+        static let multiply: UInt16 = 0x20
+        static let divide: UInt16 = 0x30
+        static let or: UInt16 = 0x40
+        static let and: UInt16 = 0x50
+        static let shiftLeft: UInt16 = 0x60
+        static let shiftRight: UInt16 = 0x70
+        static let negate: UInt16 = 0x80
+        static let modulo: UInt16 = 0x90
+        static let xor: UInt16 = 0xa0
+    }
+    enum Jump {
+        static let always: UInt16 = 0x00
+        static let equal: UInt16 = 0x10
+        static let greater: UInt16 = 0x20
+        static let atLeast: UInt16 = 0x30
+        static let anyBit: UInt16 = 0x40
+    }
     /// BPF_X: the operand is the index register, not `k`.
     static let fromX: UInt16 = 0x08
     /// BPF_A of a return.

@@ -129,8 +129,20 @@ package final class BlockRing: ReceiveRing {
     /// Frames have been lost that the program has not heard of.
     package var isLosing: () -> Bool = { false }
 
-    private enum Block { static let version = 0, privateOffset = 4, status = 8, count = 12, first = 16, length = 20, sequence = 24,
-        firstSeconds = 32, firstFraction = 36, lastSeconds = 40, lastFraction = 44 }
+    /// Offsets in a struct tpacket_block_desc.
+    private enum Block {
+        static let version = 0
+        static let privateOffset = 4
+        static let status = 8
+        static let count = 12
+        static let first = 16
+        static let length = 20
+        static let sequence = 24
+        static let firstSeconds = 32
+        static let firstFraction = 36
+        static let lastSeconds = 40
+        static let lastFraction = 44
+    }
 
     /// A ring without a time-out has one of 8 ms.
     private static let defaultTimeout = 8

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from conftest import KERNEL, STACK, wait_until
+from conftest import ALPS, KERNEL, STACK, wait_until
 from killing import ECHO, compile, descriptors, kill_at_random, kill_group
 
 PYTHON = "/usr/bin/python3"
@@ -234,6 +234,17 @@ def test_garbage_in_options_pairs_and_session(stack, directory):
     stack.assert_nothing_left(60)
     assert stack.outside("ping", "-c", 1, STACK).returncode == 0
     assert stack.run(PYTHON, "-c", "import socket; socket.create_server(('', 7001)); print('works')").stdout == "works\n"
+
+
+def test_garbage_from_a_static_program_under_supervision(stack, directory):
+    """The same by way of the supervisor of `alps run --strict`, which reads the memory of the program it serves."""
+    garbage = compile(directory, "garbage", "-static")
+    for seed in range(1, 5):
+        argv = [ALPS, "run", "--strict", "--socket", stack.socket, "--", garbage, str(seed), "1000"]
+        result = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+        assert (result.returncode, result.stdout) == (0, "end\n"), (seed, result)
+        assert stack.host.poll() is None, (seed, stack.log.read_text()[-4000:])
+    stack.assert_nothing_left(60)
 
 
 def test_garbage_in_the_pair_and_in_the_session_harms_its_owner_only(stack):

@@ -76,7 +76,7 @@ static void finish(struct peer *peer) {
 
 static void caught(int signal) { (void)signal; }
 
-enum { scenarios = 19 };
+enum { scenarios = 18 };
 
 static void scenario(int which) {
     struct peer peer;
@@ -160,16 +160,6 @@ static void scenario(int which) {
     case 7:
         full(&peer, late);
         linger_for(peer.fd, 30);
-        if ((child = fork()) == 0) exit(0);
-        close(peer.fd);
-        child_status(child);
-        start = begin(&peer);
-        between("at the end of a process", start, AT_ONCE);
-        finish(&peer);
-        break;
-    case 8:
-        full(&peer, late);
-        linger_for(peer.fd, 30);
         if ((child = fork()) == 0) {
             sleep_ms(300);
             exit(0);
@@ -180,7 +170,7 @@ static void scenario(int which) {
         between("at the end of the last process", start, AT_ONCE);
         finish(&peer);
         break;
-    case 9:
+    case 8:
         full(&peer, late);
         linger_for(peer.fd, 30);
         start = begin(&peer);
@@ -190,7 +180,7 @@ static void scenario(int which) {
         close(other);
         finish(&peer);
         break;
-    case 10:
+    case 9:
         full(&peer, late);
         linger_for(peer.fd, 30);
         stream = fdopen(peer.fd, "w");
@@ -202,7 +192,7 @@ static void scenario(int which) {
         between("fclose", start, WAITED);
         finish(&peer);
         break;
-    case 11:
+    case 10:
         full(&peer, late);
         linger_for(peer.fd, 30);
         start = begin(&peer);
@@ -210,7 +200,7 @@ static void scenario(int which) {
         between("close_range", start, WAITED);
         finish(&peer);
         break;
-    case 12:
+    case 11:
         full(&peer, late);
         linger_for(peer.fd, 30);
         shutdown(peer.fd, SHUT_WR);
@@ -219,7 +209,7 @@ static void scenario(int which) {
         between("after shutdown", start, WAITED);
         finish(&peer);
         break;
-    case 13:
+    case 12:
         // A handler ends the wait, SA_RESTART or not, and close does not tell.
         for (int flags = 0; flags < 2; flags++) {
             struct sigaction action = {.sa_handler = caught, .sa_flags = flags ? SA_RESTART : 0};
@@ -233,7 +223,7 @@ static void scenario(int which) {
             finish(&peer);
         }
         break;
-    case 14:
+    case 13:
         // Nothing on its way.
         connected(pair);
         peer_of(&peer, pair, late, 0);
@@ -244,7 +234,7 @@ static void scenario(int which) {
         between("the peer has room", start, AT_ONCE);
         finish(&peer);
         break;
-    case 15:
+    case 14:
         // What was not read resets.
         connected(pair);
         MUST(write(pair[1], "unread", 6));
@@ -255,7 +245,7 @@ static void scenario(int which) {
         between("data that were not read", start, AT_ONCE);
         close(pair[1]);
         break;
-    case 16:
+    case 15:
         // A listener's connections have its time.
         listener = listening();
         linger_for(listener, 30);
@@ -269,7 +259,7 @@ static void scenario(int which) {
         between("accepted", start, WAITED);
         finish(&peer);
         break;
-    case 17:
+    case 16:
         // Never connected.
         fresh = (int)MUST(socket(AF_INET, SOCK_STREAM, 0));
         linger_for(fresh, 30);
@@ -277,7 +267,7 @@ static void scenario(int which) {
         REPORT(close(fresh));
         between("never connected", start, AT_ONCE);
         break;
-    case 18:
+    case 17:
     {
         // Times that are none.
         struct linger value = {1, -1};

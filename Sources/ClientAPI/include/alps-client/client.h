@@ -74,7 +74,7 @@
                                 ///< no header: another destination (family 0: the peer), TTL, TOS, source
 #define ALPS_OP_REQUEUE 41u     ///< alps_datagram_header, payload -> -. A message that was read from a datagram socket's pair before
                                 ///< connect() or its undoing changed the form of messages: it is put into the pair again
-#define ALPS_OP_WATCH_URGENT 42u ///< - -> -: from now on urgent bytes of this stream go into the pair as its own urgent bytes
+#define ALPS_OP_WATCH_URGENT 42u ///< - -> -: from now on urgent bytes of this stream go into the pair as its own; EOPNOTSUPP
 #define ALPS_OP_TAKE_ERROR 43u  ///< uint32 flags (MSG_PEEK) -> alps_error_report, quoted payload: the oldest of the error queue; EAGAIN
 #define ALPS_OP_PROC_NET 21u    ///< name of a file of /proc/net ("dev", "route", "arp", "tcp", ...) -> its text as Linux has it; ENOENT
 

@@ -18,7 +18,7 @@ package struct KernelConfiguration {
 
     package init(
         name: String = "alps0", virtualClock: KernelClock? = nil, seed: UInt64? = nil, mbufLimit: Int = 256 << 20,
-        arenaLimit: Int = 4 << 30, images: PluginImages? = nil
+        arenaLimit: Int = 16 << 30, images: PluginImages? = nil
     ) {
         self.images = images
         self.name = name

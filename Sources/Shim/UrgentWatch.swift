@@ -17,11 +17,14 @@ func prepareUrgent(_ count: Int32, _ set: UnsafeMutableRawPointer) {
     for descriptor in 0..<min(count, 1 << 20) where isIn(set, descriptor) { watchUrgent(descriptor) }
 }
 
+/// The host has found that UNIX sockets have no urgent bytes here.
+nonisolated(unsafe) private var pairsLackUrgentBytes = false
+
 /// The program wants to hear of urgent data: they go into the pair as its own from now on.
 @inline(never)
 func watchUrgent(_ descriptor: Int32) {
     guard descriptor >= 0, let known = entry(of: descriptor), known.pointee.state & Entry.watchesUrgent == 0,
-        !activation.confined
+        !activation.confined, !pairsLackUrgentBytes
     else { return }
     switch known.pointee.kind {
     case .unknown, .stream, .freshStream: break
@@ -29,9 +32,10 @@ func watchUrgent(_ descriptor: Int32) {
     }
     let error = alps_errno()
     defer { alps_set_errno(error) }
-    guard let found = stackSocket(descriptor), found.pointee.isStream, found.pointee.kind != .listener,
-        ask(ALPS_OP_WATCH_URGENT, about: found).error == 0
-    else { return }
+    guard let found = stackSocket(descriptor), found.pointee.isStream, found.pointee.kind != .listener else { return }
+    let answer = ask(ALPS_OP_WATCH_URGENT, about: found).error
+    if answer == EOPNOTSUPP { pairsLackUrgentBytes = true }
+    guard answer == 0 else { return }
     found.pointee.state |= Entry.watchesUrgent
     readiness.mayDiffer = true
     var request = alps_sockopt_request(level: SOL_SOCKET, name: SO_OOBINLINE, length: 4, reserved: 0)

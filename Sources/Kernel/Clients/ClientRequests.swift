@@ -203,8 +203,7 @@ enum ClientRequests {
             session.reply(frame, error: payload.withUnsafeBytes { channel.requeue($0) })
         case UInt32(ALPS_OP_WATCH_URGENT):
             guard let channel = socket.channel as? InBandStreamChannel else { return session.reply(frame, error: EOPNOTSUPP) }
-            channel.watchUrgent(socket)
-            session.reply(frame)
+            session.reply(frame, error: channel.watchUrgent(socket) ? 0 : EOPNOTSUPP)
         case UInt32(ALPS_OP_SEND_OOB):
             guard let byte = payload.first, socket.isStream else { return session.reply(frame, error: EOPNOTSUPP) }
             let written = socket.write([byte], flags: UInt32(ALPS_SENT_OOB))

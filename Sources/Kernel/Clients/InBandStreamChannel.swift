@@ -209,14 +209,34 @@ final class InBandStreamChannel: Channel {
     // MARK: To the application
 
     /// ALPS_OP_WATCH_URGENT: the pair is a stream with urgent bytes of its own, which poll() and SIGURG tell of.
-    func watchUrgent(_ socket: Socket) {
-        guard isOpen else { return }
+    /// False if the pair cannot be that here.
+    func watchUrgent(_ socket: Socket) -> Bool {
+        guard isOpen, Self.pairsHaveUrgentBytes else { return false }
         socket.mirrorUrgent()
         if var stray = socket.takeStrayUrgent() {
             _ = send(descriptor, &stray, 1, Int32(MSG_OOB) | Int32(MSG_DONTWAIT) | Int32(MSG_NOSIGNAL))
         }
         socket.markDirty()
+        return true
     }
+
+    /// UNIX streams have had urgent bytes since Linux 5.15, if the kernel was configured so, and lost the bytes behind them at
+    /// first.
+    private static let pairsHaveUrgentBytes: Bool = {
+        var pair: [Int32] = [-1, -1]
+        guard socketpair(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0, &pair) == 0 else { return false }
+        defer { pair.forEach { _ = close($0) } }
+        func put(_ byte: UInt8, _ flags: Int32) -> Bool {
+            var byte = byte
+            return send(pair[0], &byte, 1, flags | Int32(MSG_DONTWAIT) | Int32(MSG_NOSIGNAL)) == 1
+        }
+        func take(_ flags: Int32) -> [UInt8] {
+            var bytes = [UInt8](repeating: 0, count: 4)
+            let got = recv(pair[1], &bytes, 4, flags | Int32(MSG_DONTWAIT))
+            return Array(bytes.prefix(max(got, 0)))
+        }
+        return put(1, 0) && put(2, Int32(MSG_OOB)) && put(3, 0) && take(0) == [1] && take(Int32(MSG_OOB)) == [2] && take(0) == [3]
+    }()
 
     private func pushReceived(_ socket: Socket) {
         while socket.receiveAvailable > 0 {

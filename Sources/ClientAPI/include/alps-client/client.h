@@ -83,10 +83,10 @@
                                 ///< no header: another destination (family 0: the peer), TTL, TOS, source
 #define ALPS_OP_TAKE_ERROR 41u  ///< - -> alps_socket_error, quoted bytes: the oldest error message (MSG_ERRQUEUE); EAGAIN none
 #define ALPS_OP_PEEK_EVENT 42u  ///< - -> alps_datagram_event: what TAKE_EVENT would give, left where it is; EAGAIN nothing
-#define ALPS_OP_RING 50u        ///< - -> alps_ring_info, one descriptor: the memory of a packet socket's rings. EINVAL without any
 #define ALPS_OP_REQUEUE 43u     ///< alps_datagram_header, payload -> -. A message that was read from a datagram socket's pair before
                                 ///< connect() or its undoing changed the form of messages: it is put into the pair again
-#define ALPS_OP_WATCH_URGENT 44u ///< - -> -: from now on urgent bytes of this stream go into the pair as its own urgent bytes
+#define ALPS_OP_WATCH_URGENT 44u ///< - -> -: from now on urgent bytes of this stream go into the pair as its own; EOPNOTSUPP
+#define ALPS_OP_RING 50u        ///< - -> alps_ring_info, one descriptor: the memory of a packet socket's rings. EINVAL without any
 #define ALPS_OP_PROC_NET 21u    ///< name of a file of /proc/net ("dev", "route", "arp", "tcp", ...) -> its text as Linux has it; ENOENT
 
 /// In front of everything on a session. 40 bytes.

@@ -42,10 +42,12 @@ extension UnsafeMutablePointer where Pointee == Connection {
     func roundBuffers() {
         let instance = instance
         let segment = max(min(pointee.peerMSS, pointee.advertisedMSS), 1)
-        for (isSend, limit) in [(Int32(0), socket.pointee.rcv.limit), (1, socket.pointee.snd.limit)]
-        where limit % segment != 0 && limit > segment {
+        func round(_ limit: UInt32, isSend: Int32) {
+            guard limit % segment != 0, limit > segment else { return }
             _ = instance.sockets.pointee.grow(instance.socketLayer, socket, isSend, limit - limit % segment + segment)
         }
+        round(socket.pointee.rcv.limit, isSend: 0)
+        round(socket.pointee.snd.limit, isSend: 1)
     }
 
     /// A round trip without half a buffer of data begins a new measurement.

@@ -55,6 +55,8 @@ struct Entry {
     static var heldBack: UInt8 { 32 }
     /// The host puts urgent bytes into the pair as the pair's own.
     static var watchesUrgent: UInt8 { 64 }
+    /// The host has answered this process about the socket: it may be told things without waiting for an answer.
+    static var answered: UInt8 { 128 }
     /// SO_RCVBUF or SO_SNDBUF were set.
     static var buffersSet: UInt8 { 16 }
 

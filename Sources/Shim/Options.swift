@@ -68,11 +68,18 @@ public func shimSetsockopt(
         guard result == 0, name == SO_SNDTIMEO || name == sendTimeoutNew else { return result }
     }
     var request = alps_sockopt_request(level: level, name: name, length: length, reserved: 0)
+    if isSwitchedOften(level, name, length, found), found.pointee.state & Entry.answered != 0,
+        tell(
+            ALPS_OP_SETSOCKOPT, about: found, &request, MemoryLayout<alps_sockopt_request>.size, tail: value, Int(length))
+    {
+        return 0
+    }
     let reply = ask(
         ALPS_OP_SETSOCKOPT, about: found, &request, MemoryLayout<alps_sockopt_request>.size, tail: value,
         Int(length))
     if isPairs { return 0 }
     guard reply.error == 0 else { return fail(controlError(reply.error)) }
+    if isSwitchedOften(level, name, length, found) { found.pointee.state |= Entry.answered }
     if level == SOL_SOCKET, name == SO_OOBINLINE, found.pointee.isStream {
         _ = alps_sys_setsockopt(descriptor, level, name, value, length)
     }
@@ -84,6 +91,13 @@ public func shimSetsockopt(
     // Where every holder finds it; a UNIX socket does nothing with it.
     if level == SOL_SOCKET, name == SO_LINGER { _ = alps_sys_setsockopt(descriptor, level, name, value, length) }
     return 0
+}
+
+/// Options that servers turn on and off around each answer, and that cannot fail once the host has taken one of them: nobody
+/// need wait for the host.
+private func isSwitchedOften(_ level: Int32, _ name: Int32, _ length: socklen_t, _ found: EntryPointer) -> Bool {
+    let (noDelay, cork): (Int32, Int32) = (1, 3)
+    return level == Int32(IPPROTO_TCP) && (name == noDelay || name == cork) && length == 4 && found.pointee.kind == .stream
 }
 
 /// Options of SOL_SOCKET that act where the program waits: on the pair.

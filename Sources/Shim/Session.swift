@@ -140,6 +140,30 @@ func ask(
         interruptible: interruptible)
 }
 
+/// Tells the host something about a socket without waiting: what comes later in this session finds it done. False: it could
+/// not be told.
+func tell(
+    _ operation: UInt32, about found: EntryPointer, _ payload: UnsafeRawPointer, _ payloadLength: Int,
+    tail: UnsafeRawPointer?, _ tailLength: Int
+) -> Bool {
+    let error = alps_errno()
+    var mask = sigset_t()
+    alps_block_signals(&mask)
+    dropForeignSession()
+    alps_shim_lock()
+    var isTold = false
+    if ensureSession() {
+        session.lastRequest += 1
+        isTold = sendFrame(
+            ALPS_FRAME_NOTE, operation, found.pointee.handle, session.lastRequest, payload, payloadLength, tail, tailLength)
+        if !isTold { failSession() }
+    }
+    alps_shim_unlock()
+    alps_restore_signals(&mask)
+    alps_set_errno(error)
+    return isTold
+}
+
 /// True if the host has protocols of that domain. Opens a session if there is none.
 func hostHas(domain: Int32) -> Bool {
     guard domain >= 0, domain < 64 else { return false }

@@ -182,3 +182,8 @@ def test_requests_are_as_on_the_kernel(stack, table):
         else:
             wrong.append((line, own, "in the table" if number in known else "not in the table"))
     assert not wrong, "\n".join(map(str, wrong[:40]))
+
+
+def test_options_that_nobody_waits_for_are_in_force_all_the_same(stack):
+    program = PROGRAM.with_name("switching.py")
+    assert stack.run("/usr/bin/python3", program).stdout == stack.outside("/usr/bin/python3", program).stdout

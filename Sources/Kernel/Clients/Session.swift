@@ -123,7 +123,7 @@ package final class Session: ReadyHandler {
         while descriptor >= 0, input.count - offset >= headerSize {
             let frame = input.withUnsafeBytes { $0.loadUnaligned(fromByteOffset: offset, as: alps_frame.self) }
             guard frame.magic == ALPS_FRAME_MAGIC, frame.length <= ALPS_FRAME_MAX_PAYLOAD,
-                frame.kind == ALPS_FRAME_REQUEST || frame.kind == ALPS_FRAME_CANCEL
+                frame.kind == ALPS_FRAME_REQUEST || frame.kind == ALPS_FRAME_CANCEL || frame.kind == ALPS_FRAME_NOTE
             else {
                 complain("sent what is not a frame")
                 end()
@@ -211,7 +211,7 @@ package final class Session: ReadyHandler {
 
     /// Answers a request; `passing` is closed once it has been sent.
     func reply(_ frame: alps_frame, error: Int32 = 0, _ payload: [UInt8] = [], passing: Int32 = -1) {
-        guard descriptor >= 0 else {
+        guard descriptor >= 0, frame.kind != ALPS_FRAME_NOTE else {
             if passing >= 0 { close(passing) }
             return
         }

@@ -49,6 +49,7 @@
 // frame kinds
 #define ALPS_FRAME_REQUEST 1u
 #define ALPS_FRAME_REPLY 2u
+#define ALPS_FRAME_NOTE 4u    ///< a request whose outcome nobody waits for: it gets no reply
 #define ALPS_FRAME_CANCEL 3u  ///< request_id names a request of this session that is to end with EINTR; no reply of its own
 
 // operations. Payloads: request -> reply. "-" is empty.

@@ -127,7 +127,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
 
     /// Before a flight: a path MTU that has changed, a window that is out of date.
     @inline(__always)
-    private func prepareToSend() {
+    func prepareToSend() {
         if pointee.accurate.isOn { reserveOptionSpace() }
         let cell = instance.services.routeCell
         let generation = cell.ops(alps_route_ops.self).pointee.generation(cell.instance).pointee

@@ -337,6 +337,11 @@ extension UnsafeMutablePointer where Pointee == Connection {
     private func undo(_ counter: Counter) {
         instance.count(counter)
         while let range = pointee.sendMap.waiting.first { pointee.sendMap.forgive(range) }
+        // Proportional rate reduction has set cwnd after what is in flight, which a tail loss probe may have carried beyond
+        // the window that there was.
+        if pointee.recovery.state == .recovery || pointee.recovery.state == .reduction {
+            pointee.congestion.cwnd = pointee.recovery.priorWindow
+        }
         pointee.congestion.undo(cwnd: pointee.recovery.priorWindow, ssthresh: pointee.recovery.priorThreshold)
         pointee.recovery.state = .open
         pointee.recovery.canUndo = false

@@ -82,6 +82,8 @@ struct AcknowledgmentSummary {
     var isDuplicate: Bool
     /// Something from before the recovery point, sent once only, has arrived.
     var hasOriginal: Bool
+    /// Something sent once only has arrived behind what was sent after it.
+    var hasReordering: Bool
     /// Something that was sent twice has been acknowledged.
     var hasRepeated: Bool
     /// Congestion was marked on the way (ECN).

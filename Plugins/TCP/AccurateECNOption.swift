@@ -87,15 +87,16 @@ extension UnsafeMutablePointer where Pointee == Connection {
         pointee.congestion.cwnd = max(pointee.congestion.cwnd, pointee.mss)
     }
 
-    /// Writes the option and SACK behind the timestamps. Returns their length.
-    func writeCounters(_ place: UnsafeMutablePointer<UInt8>, after used: UInt32, reportsSack: Bool, isData: Bool) -> UInt32 {
+    /// Writes the option and SACK behind the timestamps, which have `sackRoom` octets together; nil: no SACK. Returns
+    /// their length.
+    func writeCounters(_ place: UnsafeMutablePointer<UInt8>, after used: UInt32, sackRoom: UInt32?, isData: Bool) -> UInt32 {
         let isDuplicate = pointee.reassembly.hasDuplicate
         let duplicate = pointee.reassembly.duplicate.start
-        let sackLength = reportsSack ? writeSack(place, room: OptionSpace.most &- used) : 0
+        let sackLength = sackRoom.map { writeSack(place, room: $0) } ?? 0
         pointee.accurate.hasReportedDuplicate = false
         guard isOptionDue, !isData || pointee.accurate.reserved > 0 else { return sackLength }
         var blocks = sackLength > 0 ? (sackLength &- 4) / 8 : 0
-        let fields = fieldsThatFit(&blocks, used)
+        let fields = fieldsThatFit(&blocks, sackRoom ?? OptionSpace.most &- used)
         guard fields > 0 else { return sackLength }
         let length = OptionSpace.accurate(fields, beforeSack: blocks > 0) &+ OptionSpace.sack(blocks)
         if blocks > 0 {
@@ -118,18 +119,18 @@ extension UnsafeMutablePointer where Pointee == Connection {
         pointee.accurate.required = 0
         if pointee.accurate.demand > 0 { pointee.accurate.demand -= 1 }
         pointee.accurate.lastOptionAt = instance.now
-        pointee.accurate.hasReportedDuplicate = isDuplicate && reportsSack
+        pointee.accurate.hasReportedDuplicate = isDuplicate && sackLength > 0
         pointee.accurate.duplicate = duplicate
         return length
     }
 
     /// How many fields the option can have: all that have changed, or none at all. SACK gives way down to two blocks
     /// (RFC 9768, 3.2.3.3).
-    private func fieldsThatFit(_ blocks: inout UInt32, _ used: UInt32) -> Int {
+    private func fieldsThatFit(_ blocks: inout UInt32, _ space: UInt32) -> Int {
         let required = pointee.accurate.required
         var left = blocks
         while true {
-            let room = Int(OptionSpace.most) - Int(used &+ OptionSpace.sack(left))
+            let room = Int(space) - Int(OptionSpace.sack(left))
             var fields = 3
             while fields > 0, Int(OptionSpace.accurate(fields, beforeSack: left > 0)) > room { fields -= 1 }
             if fields >= max(required, 1) {

@@ -259,6 +259,8 @@ struct ConnectionTotals {
     var outOfOrder: UInt32
     var markedSegmentsIn: UInt32
     var duplicateReports: UInt32
+    /// Acknowledgments that told of reordering.
+    var reorderings: UInt32
     /// Segments known to have arrived, and of those the ones whose acknowledgment told of a mark.
     var delivered: UInt32
     var deliveredMarked: UInt32

@@ -115,7 +115,13 @@ extension UnsafeMutablePointer where Pointee == Connection {
         guard has(.fastOpened) else { return 0 }
         let entry = instance.fastOpenEntry(pointee.conn.remote)
         guard entry != nil || opensWithoutCookie else { return 0 }
-        let room = min(entry?.pointee.mss ?? instance.defaultMSS(netpcb), pointee.advertisedMSS)
+        var room = min(entry?.pointee.mss ?? instance.defaultMSS(netpcb), pointee.advertisedMSS)
+        if let network = instance.network {
+            // What is advertised is for the way in; the way out may be known to take less.
+            let mtu = network.ops.pointee.path_mtu(network.instance, netpcb)
+            let overhead = netpcb.pointee.header_length &+ Header.length
+            room = min(room, mtu > overhead ? mtu - overhead : 0)
+        }
         let waiting = socket.pointee.snd.tail &- socket.pointee.snd.head
         return UInt32(truncatingIfNeeded: min(UInt64(room > 40 ? room - 40 : 0), waiting))
     }
@@ -124,11 +130,14 @@ extension UnsafeMutablePointer where Pointee == Connection {
     func concludeSynData(_ segment: Segment) {
         guard pointee.sndNxt > pointee.sndUna else { return }
         if segment.acknowledgment > pointee.sndUna {
-            pointee.isSynDataTaken = true
             acknowledgeSynData(segment)
-            instance.count(.fastOpens)
-            // Of the rest there is nothing to wait for.
-            if pointee.sndNxt > pointee.sndUna { loseAll() }
+            if pointee.sndNxt > pointee.sndUna {
+                // Of the rest there is nothing to wait for. tcp_info calls the data taken only if all are, as Linux does.
+                loseAll()
+            } else {
+                pointee.isSynDataTaken = true
+                instance.count(.fastOpens)
+            }
         } else {
             loseAll()
         }

@@ -30,7 +30,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
             if roundTrip < pointee.roundTrip.minimum { return noteHighest(end) }
         } else {
             if end <= pointee.recovery.point { summary.hasOriginal = true }
-            if end < summary.priorHighest { noteReordering(range, behind: summary.priorHighest) }
+            if end < summary.priorHighest { noteReordering(range, &summary) }
             pointee.roundTrip.note(roundTrip, at: instance.now)
         }
         noteHighest(end)
@@ -44,12 +44,16 @@ extension UnsafeMutablePointer where Pointee == Connection {
     }
 
     @inline(never)
-    private func noteReordering(_ range: RangePointer, behind highest: SequenceNumber) {
+    private func noteReordering(_ range: RangePointer, _ summary: inout AcknowledgmentSummary) {
+        if !summary.hasReordering {
+            summary.hasReordering = true
+            pointee.totals.reorderings &+= 1
+        }
         if !pointee.recovery.hasReordering {
             pointee.recovery.hasReordering = true
             instance.count(.reorderedConnections)
         }
-        let distance = UInt32(truncatingIfNeeded: highest - range.pointee.start)
+        let distance = UInt32(truncatingIfNeeded: summary.priorHighest - range.pointee.start)
         let degree = (distance &+ pointee.mss &- 1) / pointee.mss
         if degree > pointee.recovery.reorderingDegree { pointee.recovery.reorderingDegree = min(degree, 300) }
     }
@@ -171,6 +175,6 @@ extension AcknowledgmentSummary {
     static var nothing: AcknowledgmentSummary {
         AcknowledgmentSummary(
             priorPipe: 0, priorHighest: SequenceNumber(0), acked: 0, delivered: 0, hasNewSack: false, reportsDuplicate: false, isDuplicate: false,
-            hasOriginal: false, hasRepeated: false, isMarked: false, hasLoss: false, echo: nil)
+            hasOriginal: false, hasReordering: false, hasRepeated: false, isMarked: false, hasLoss: false, echo: nil)
     }
 }

@@ -82,6 +82,8 @@ struct AcknowledgmentSummary {
     var isDuplicate: Bool
     /// Something from before the recovery point, sent once only, has arrived.
     var hasOriginal: Bool
+    /// Something sent once only has arrived behind what was sent after it.
+    var hasReordering: Bool
     /// Something that was sent twice has been acknowledged.
     var hasRepeated: Bool
     /// Congestion was marked on the way (ECN).
@@ -337,6 +339,11 @@ extension UnsafeMutablePointer where Pointee == Connection {
     private func undo(_ counter: Counter) {
         instance.count(counter)
         while let range = pointee.sendMap.waiting.first { pointee.sendMap.forgive(range) }
+        // Proportional rate reduction has set cwnd after what is in flight, which a tail loss probe may have carried beyond
+        // the window that there was.
+        if pointee.recovery.state == .recovery || pointee.recovery.state == .reduction {
+            pointee.congestion.cwnd = pointee.recovery.priorWindow
+        }
         pointee.congestion.undo(cwnd: pointee.recovery.priorWindow, ssthresh: pointee.recovery.priorThreshold)
         pointee.recovery.state = .open
         pointee.recovery.canUndo = false

@@ -41,7 +41,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
             hasSent = repeatLost(network, &list)
         }
         if pointee.pathProbe.limit != 0, sendSizeProbe(network, &list) { hasSent = true }
-        while let plan = plan(force: force) {
+        // What is lost and finds no room is next all the same: nothing new overtakes it (RFC 6675, section 4).
+        while pointee.sendMap.waiting.first == nil || pointee.recovery.sendsNewFirst, let plan = plan(force: force) {
             guard send(plan, network, &list) else { break }
             hasSent = true
         }
@@ -127,7 +128,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
 
     /// Before a flight: a path MTU that has changed, a window that is out of date.
     @inline(__always)
-    private func prepareToSend() {
+    func prepareToSend() {
         if pointee.accurate.isOn { reserveOptionSpace() }
         let cell = instance.services.routeCell
         let generation = cell.ops(alps_route_ops.self).pointee.generation(cell.instance).pointee

@@ -131,7 +131,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
     /// Writes the SACK option (RFC 2018, section 4): the range that has just grown first, then those before it, as many
     /// as fit. Returns its length with padding.
     func writeSack(_ place: UnsafeMutablePointer<UInt8>, room: UInt32) -> UInt32 {
-        let limit = min(Int(room &- 4) / 8, 4)
+        let limit = min((Int(room) - 4) / 8, 4)
+        guard limit > 0 else { return 0 }
         var count = 0
         var at = 4
         var next = 0
@@ -144,7 +145,9 @@ extension UnsafeMutablePointer where Pointee == Connection {
             at += 8
             count += 1
             // Section 4: if it is part of something larger that is not in order yet, that comes second.
-            if duplicate.start >= pointee.rcvNxt, let range = pointee.reassembly.range(holding: duplicate.start) {
+            if count < limit, duplicate.start >= pointee.rcvNxt,
+                let range = pointee.reassembly.range(holding: duplicate.start)
+            {
                 place.store32(at, range.start.value)
                 place.store32(at + 4, range.end.value)
                 at += 8

@@ -121,7 +121,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         put64(200, pointee.totals.bytesSent)
         put64(208, pointee.totals.bytesRetransmitted)
         put32(216, pointee.totals.duplicateReports)
-        put32(220, pointee.recovery.hasReordering ? 1 : 0)
+        put32(220, pointee.totals.reorderings)
         put32(224, pointee.totals.outOfOrder)
         put32(228, pointee.sndWnd)
         info.storeBytes(of: UInt16(clamping: pointee.totals.timeouts), toByteOffset: 240, as: UInt16.self)

@@ -26,6 +26,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
     func probeTimedOut() {
         let instance = instance
         guard let network = instance.network, pointee.sndNxt > pointee.sndUna else { return }
+        // The path MTU may have come down since the flight.
+        prepareToSend()
         var list = PacketList()
         pointee.recovery.isProbeRepeat = false
         if !sendOneNew(network, &list) {

@@ -95,10 +95,10 @@ extension UnsafeMutablePointer where Pointee == Connection {
             length == 0 && has(.sackPermitted) && (pointee.reassembly.count > 0 || pointee.reassembly.hasDuplicate)
         if pointee.accurate.isOn {
             headerLength &+= writeCounters(
-                header + Int(headerLength), after: headerLength &- Header.length, reportsSack: reportsSack,
-                isData: length > 0)
+                header + Int(headerLength), after: headerLength &- Header.length,
+                sackRoom: reportsSack ? optionRoom(network, headerLength) : nil, isData: length > 0)
         } else if reportsSack {
-            headerLength &+= writeSack(header + Int(headerLength), room: 60 &- headerLength)
+            headerLength &+= writeSack(header + Int(headerLength), room: optionRoom(network, headerLength))
         }
         var flags = flags
         var urgent: UInt16 = 0
@@ -139,6 +139,14 @@ extension UnsafeMutablePointer where Pointee == Connection {
         clear([.ackNow, .ackDelayed])
         if pointee.quickAcks > 0 { pointee.quickAcks -= 1 }
         return packet
+    }
+
+    /// What options may take behind `headerLength` octets of header, in a segment without data: a path may take no more
+    /// than 68 octets (RFC 791), and an acknowledgment that is refused for its SACK blocks would never arrive.
+    private func optionRoom(_ network: Network, _ headerLength: UInt32) -> UInt32 {
+        let mtu = network.ops.pointee.path_mtu(network.instance, netpcb)
+        let used = netpcb.pointee.header_length &+ headerLength
+        return min(60 &- headerLength, mtu > used ? mtu - used : 0)
     }
 
     /// Hands a list of segments to the network and remembers what it says.

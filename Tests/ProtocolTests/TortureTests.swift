@@ -96,6 +96,10 @@ import Testing
                 isTimeout: isTimeout)
         }
 
+        func reset(_ from: UInt32, at time: UInt64) {
+            flow.emitted(Self.segment(from, acknowledgment: 5000, window: 0, flags: [.rst, .ack]), at: time * ms)
+        }
+
         func ack(_ number: UInt32, window: UInt16 = 65535, at time: UInt64) {
             flow.arrived(Self.answer(number, window: window), at: time * ms)
         }
@@ -206,6 +210,72 @@ import Testing
         #expect(sender.faults.contains { $0.contains("the receive window shrinks by 1 bytes") })
         sender.send(1002, 1, at: 1000, ack: 5099, window: 1001)
         #expect(sender.faults.contains { $0.contains("the acknowledgment goes back") })
+    }
+
+    @Test func onlyAListenerWithCookiesBeginsAnewAfterItsReset() {
+        func run(usesCookies: Bool, resets: Bool) -> [String] {
+            let sender = Sender { $0.usesCookies = usesCookies }
+            sender.send(1000, 1, at: 1000, ack: 5100, window: 1000)
+            if resets { sender.reset(1001, at: 1000) }
+            sender.send(1000, 1, at: 1000, ack: 5050, window: 1000)
+            // From there on it counts again.
+            sender.send(1000, 1, at: 1000, ack: 5050, window: 999)
+            return sender.faults
+        }
+        #expect(run(usesCookies: true, resets: true).count == 1)
+        #expect(run(usesCookies: true, resets: false).contains { $0.contains("the acknowledgment goes back") })
+        #expect(run(usesCookies: false, resets: true).contains { $0.contains("the acknowledgment goes back") })
+    }
+
+    @Test func aTimerThatRunsFromTheOldestSegmentMayFireSooner() {
+        func run(restartsTimer: Bool, at time: UInt64) -> [String] {
+            let sender = Sender { $0.restartsTimer = restartsTimer }
+            sender.send(1000, 100, at: 1000)
+            sender.send(1100, 100, at: 1000)
+            sender.send(1000, 100, at: 1200, isTimeout: true)
+            sender.ack(1100, at: 1250)
+            sender.send(1100, 100, at: time, isTimeout: true)
+            return sender.faults
+        }
+        #expect(run(restartsTimer: true, at: 1400) == [])
+        #expect(run(restartsTimer: true, at: 1398).contains { $0.contains("nothing has been measured since") })
+        #expect(run(restartsTimer: false, at: 1400).contains { $0.contains("nothing has been measured since") })
+    }
+
+    @Test func whatLeavesBeforeAMessageIsLookedAtMayGoAgain() {
+        func run(leavesAt time: UInt64) -> [String] {
+            let sender = Sender { $0.initialWindowSegments = 4 }
+            sender.send(1000, 1460, at: 1000)
+            sender.flow.grantRepetition(at: 1000 * ms)
+            for index in 1..<4 { sender.send(1000 + 1460 * UInt32(index), 1460, at: time) }
+            for index in 0..<4 { sender.send(1000 + 1460 * UInt32(index), 1460, at: 1010) }
+            return sender.faults
+        }
+        #expect(run(leavesAt: 1000) == [])
+        #expect(run(leavesAt: 1001).contains { $0.contains("the acknowledgments so far allow") })
+    }
+
+    @Test func aPacedSenderKeepsToTheWindowAndIsNotSilent() {
+        func paced() -> Sender {
+            Sender {
+                $0.isPaced = true
+                $0.longestPacing = 1000 * ms
+                $0.initialWindowSegments = 2
+                $0.longestTimeout = 2000 * ms
+            }
+        }
+        let sender = paced()
+        for index in 0..<2 { sender.send(1000 + 1460 * UInt32(index), 1460, at: 1000) }
+        sender.send(1000, 1460, at: 1100)
+        #expect(sender.faults == [])
+        sender.send(1000 + 2 * 1460, 1460, at: 1100)
+        #expect(sender.faults.contains { $0.contains("the acknowledgments so far allow") })
+        let silent = paced()
+        silent.send(1000, 100, at: 1000)
+        silent.flow.finish(at: 4000 * ms)
+        #expect(silent.faults == [])
+        silent.flow.finish(at: 4100 * ms)
+        #expect(silent.faults.contains { $0.contains("silent") })
     }
 
     @Test func aGapInTheStreamIsFound() {

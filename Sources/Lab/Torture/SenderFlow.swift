@@ -19,8 +19,17 @@ package final class SenderFlow {
         package var mayVanish = false
         /// With TCP Fast Open: data may be on the SYN, and follow a SYN, ACK before that is acknowledged (RFC 7413).
         package var opensFast = false
-        /// A pacing rate holds segments of the host back, so that time and cause of what leaves cannot be told.
+        /// A pacing rate holds segments of the host back, so that the cause of what leaves cannot be told, nor when it was
+        /// due.
         package var isPaced = false
+        /// No segment is held back for longer, ns.
+        package var longestPacing: UInt64 = 0
+        /// Its listener answers SYNs with cookies: after its own reset, a late ACK with the cookie opens another connection
+        /// with the same initial sequence number.
+        package var usesCookies = false
+        /// The retransmission timer runs from when the oldest segment was sent, not from the last acknowledgment
+        /// (RFC 7765).
+        package var restartsTimer = false
 
         package init() {}
     }
@@ -59,6 +68,7 @@ package final class SenderFlow {
     private var isLastOnTime = true
     private var lastArrival: UInt64 = 0
     private var isReset = false
+    private var hasSentReset = false
 
     // Congestion: bytes.
     private var isInCongestion = false
@@ -66,6 +76,9 @@ package final class SenderFlow {
     private var budget = 0
     private var spent = 0
     private var sacked: [(start: UInt32, end: UInt32)] = []
+    /// When the path was last said to take smaller packets only, and behind what the repetition may begin anew.
+    private var repetitionGrantedAt: UInt64 = 0
+    private var repetitionGrantedTo: UInt32 = 0
 
     // Time-outs.
     private var timeoutAt: UInt64 = 0
@@ -114,16 +127,18 @@ package final class SenderFlow {
     /// held the segment back.
     package func emitted(_ segment: WireSegment, at now: UInt64, isTimeout: Bool = false, isOnTime: Bool = true) {
         // What waited together is let go together.
-        let isOnTime = isOnTime && !settings.isPaced && (now != lastEmission || isLastOnTime)
+        let isUnheld = isOnTime && (now != lastEmission || isLastOnTime)
+        let isOnTime = isUnheld && !settings.isPaced
         defer {
             lastEmission = now
-            isLastOnTime = isOnTime
+            isLastOnTime = isUnheld
         }
         if segment.flags.contains(.rst) {
             isReset = true
+            hasSentReset = true
             return
         }
-        if isOnTime { checkStall(now) }
+        if isUnheld { checkStall(now) }
         noteOwn(segment)
         segments += Swift.max(1, (segment.length + mss - 1) / mss)
         guard segment.space > 0 else { return }
@@ -139,11 +154,17 @@ package final class SenderFlow {
         if wasSent {
             repeated += 1
             noteRepeated(segment)
+            // Whether a time-out or a probe is behind it shows in the host's counters only if it leaves with that.
+            if settings.isPaced { budget += segment.length }
         }
         if segment.flags.contains(.fin) { hasSentFin = true }
         usesTimestamps = usesTimestamps || segment.timestamps != nil
         if isTimeout, wasSent, segment.sequence == una {
             checkTimeout(segment, now, isOnTime)
+        } else if isTimeout, wasSent, lastArrival == now, distance(segment.sequence, una) < 0 {
+            // The acknowledgment that has come at the very time of the time-out is looked at behind it.
+            isInTimeouts = false
+            budget += mss
         } else {
             // The timer may have been started anew.
             isInTimeouts = false
@@ -157,6 +178,12 @@ package final class SenderFlow {
             ownMSS = segment.mss
         }
         guard segment.flags.contains(.ack) else { return }
+        if hasSentReset, settings.usesCookies {
+            // Of another connection, which owes nothing to the one that the reset has ended.
+            hasSentReset = false
+            lastAckSent = nil
+            edgeSent = nil
+        }
         if let last = lastAckSent, distance(segment.acknowledgment, last) < 0 {
             fail("the acknowledgment goes back from \(last) to \(segment.acknowledgment)")
         }
@@ -216,10 +243,13 @@ package final class SenderFlow {
     }
 
     /// RFC 6298, section 5: only a new measurement brings the time-out down again, not the acknowledgment of what was
-    /// sent twice. Whatever has started the timer, it was after the last time-out.
+    /// sent twice. Whatever has started the timer, it was after the last time-out, except that RFC 7765, section 4, takes off
+    /// the time that the oldest segment has been in flight already.
     private func checkKarn(_ now: UInt64, _ isOnTime: Bool) {
         if backedOff != 0, !usesTimestamps, isOnTime {
-            let waited = now - timeoutAt
+            var start = timeoutAt
+            if settings.restartsTimer, let first = firstSent(una) { start = min(start, first.time) }
+            let waited = now - start
             if waited &+ 1_000_000 < backedOff {
                 fail("time-out after \(waited) ns, though it was backed off to \(backedOff) and nothing has been measured since")
             }
@@ -251,7 +281,7 @@ package final class SenderFlow {
     private func checkStall(_ now: UInt64) {
         guard outstanding > 0, isLastOnTime, !isReset else { return }
         let since = Swift.max(lastEmission, lastArrival)
-        let limit = Swift.max(settings.longestTimeout, 1_000_000_000)
+        let limit = Swift.max(settings.longestTimeout, 1_000_000_000) &+ settings.longestPacing
         if since != 0, now &- since > limit &+ 1_000_000 {
             fail("silent for \(now &- since) ns with \(outstanding) bytes unacknowledged")
         }
@@ -266,12 +296,17 @@ package final class SenderFlow {
 
     private func checkCongestion(_ segment: WireSegment, _ now: UInt64) {
         // A SYN is held to the size that a segment may have.
-        guard segment.length > 0, !segment.flags.contains(.syn), !settings.isPaced else { return }
+        guard segment.length > 0, !segment.flags.contains(.syn) else { return }
         if !isEstablished { beginCongestion() }
+        // It left before the host has looked at the message that has come at this very time, and goes again.
+        if now == repetitionGrantedAt, distance(segment.end, repetitionGrantedTo) > 0 {
+            budget += segment.length
+            repetitionGrantedTo = segment.end
+        }
         // A probe of one octet is not held to the congestion window.
         if segment.length > 1 { spent += segment.length }
         // What arrives at the very time of a time-out may have been looked at behind it.
-        if let sent = sentSinceTimeout, lastArrival < now {
+        if let sent = sentSinceTimeout, lastArrival < now, !settings.isPaced {
             sentSinceTimeout = sent + segment.length
             // 3.1, equation 5: the loss window is one segment; the receiver's silence does not open it.
             if sent + segment.length > mss {
@@ -281,7 +316,7 @@ package final class SenderFlow {
         }
         let flight = outstanding - sackedBytes - (hasSentFin ? 1 : 0)
         // A tail loss probe, and the two segments of F-RTO (RFC 5682, 2.1 step 2b), may go beyond it.
-        if flight > windowBound + (timeoutAt != 0 ? 3 : 1) * mss {
+        if flight > windowBound + (timeoutAt != 0 || settings.isPaced ? 3 : 1) * mss {
             fail("\(flight) bytes in flight, slow start allows \(windowBound)")
         }
         if spent > budget {
@@ -307,9 +342,11 @@ package final class SenderFlow {
     package func grantProbe() { budget += mss }
 
     /// The path takes smaller packets only, somebody says: what is in flight goes again at once (RFC 1191, 6.4).
-    package func grantRepetition() {
+    package func grantRepetition(at now: UInt64) {
         budget += outstanding + mss
         sentSinceTimeout = nil
+        repetitionGrantedAt = now
+        repetitionGrantedTo = max
     }
 
     /// What is in flight, from the first number to the one behind the last.

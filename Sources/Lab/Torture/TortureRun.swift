@@ -89,9 +89,15 @@ package final class TortureRun {
             let place = plan.links[link]
             settings.mtu = key.source & 255 == 1 ? place.forward.mtu : place.back.mtu
         }
-        settings.isPaced = plan.connections.contains {
-            $0.client == kernel && $0.clientSide.pacingRate != nil || $0.server == kernel && $0.serverSide.pacingRate != nil
+        let rates = plan.connections.flatMap {
+            [$0.client == kernel ? $0.clientSide.pacingRate : nil, $0.server == kernel ? $0.serverSide.pacingRate : nil]
+        }.compactMap { $0 }
+        if let slowest = rates.min() {
+            settings.isPaced = true
+            // Two segments may go at once, and a tail loss probe goes beside them.
+            settings.longestPacing = UInt64(4 * settings.mtu) * second / UInt64(max(slowest, 1))
         }
+        settings.restartsTimer = plan.tunable(kernel, "net.inet.tcp.rto_restart", default: 0) != 0
         let ports = (Int(key.destinationPort) - Int(firstPort), Int(key.sourcePort) - Int(firstPort))
         if plan.connections.indices.contains(ports.0) {
             settings.salt = plan.connections[ports.0].clientSide.salt
@@ -101,6 +107,7 @@ package final class TortureRun {
             settings.salt = plan.connections[ports.1].serverSide.salt
             settings.mayVanish = !plan.connections[ports.1].isClean
             settings.opensFast = plan.connections[ports.1].opensFast
+            settings.usesCookies = plan.connections[ports.1].flood > 0
         }
         return settings
     }
@@ -285,13 +292,20 @@ package final class TortureRun {
         }
         // A SYN cookie knows a client by the number of its first ACK only: whatever else comes before that is answered by a
         // reset, and a late copy of it by another connection.
-        if connection.flood > 0, pairs[index].client.isOver, !pairs[index].server.isStarted { return false }
+        // A client that closes at once does not wait to see it.
+        if connection.flood > 0, connection.clientSide.ending == .closeAtOnce, pairs[index].client.outcome == .complete,
+            !pairs[index].server.isStarted
+        {
+            return false
+        }
         if connection.flood > 0, [pairs[index].client, pairs[index].server].contains(where: { $0.outcome == .failed(ECONNRESET) }) {
             return false
         }
         guard isBad || connection.flood > 0 else { return true }
         let (client, server) = pairs[index]
         if client.outcome == .failed(ECONNRESET), !server.isStarted { return false }
+        // With Fast Open the client counts as connected before anything has been sent.
+        if connection.opensFast, client.outcome == .failed(EHOSTUNREACH), !server.isStarted { return false }
         return ![client, server].contains { $0.outcome == .failed(EHOSTUNREACH) && !$0.isStarted }
     }
 
@@ -378,8 +392,10 @@ package final class TortureRun {
         guard !hasFault else { return }
         let bytes = plan.connections.reduce(0) { $0 + $1.clientSide.bytes + $1.serverSide.bytes }
         let writes = endpoints.reduce(0) { $0 + $1.sent / 200 }
-        // A packet a byte, and an acknowledgment each.
-        let packetLimit = UInt64(2000 * plan.connections.count + 2 * bytes + 20 * writes) + 4 * UInt64(report.seconds)
+        // A packet a write, or each eight bytes where the path or the peer takes no more, and an acknowledgment each.
+        let pieces = plan.connections.flatMap { [$0.clientSide, $0.serverSide] }
+            .reduce(0) { $0 + $1.bytes / min(max($1.chunk.lowerBound, 1), 8) }
+        let packetLimit = UInt64(2000 * plan.connections.count + 2 * pieces + 20 * writes) + 4 * UInt64(report.seconds)
         if observer.packets > packetLimit { fail("event storm: \(observer.packets) packets for \(bytes) bytes") }
         let turnLimit = 20_000 + 20 * packetLimit
         if network.turns > turnLimit { fail("event storm: \(network.turns) turns for \(observer.packets) packets") }

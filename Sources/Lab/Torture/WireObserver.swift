@@ -192,7 +192,7 @@ package final class WireObserver {
         let key = WireSegment.Key(
             source: word(40), destination: word(44), sourcePort: UInt16(word(48) >> 16),
             destinationPort: UInt16(word(48) & 0xffff))
-        flows[key]?.sender.grantRepetition()
+        flows[key]?.sender.grantRepetition(at: network.clock.now)
     }
 
     /// The sender from or to this port of the server: that of the client, or the server's own.

@@ -202,8 +202,8 @@ enum ClientRequests {
             guard let channel = socket.channel as? InBandDatagramChannel else { return session.reply(frame, error: EOPNOTSUPP) }
             session.reply(frame, error: payload.withUnsafeBytes { channel.requeue($0) })
         case UInt32(ALPS_OP_WATCH_URGENT):
-            guard let channel = socket.channel as? InBandStreamChannel else { return session.reply(frame, error: EOPNOTSUPP) }
-            session.reply(frame, error: channel.watchUrgent(socket) ? 0 : EOPNOTSUPP)
+            guard let channel = socket.channel as? InBandStreamChannel else { return session.reply(frame, error: ENOTCONN) }
+            session.reply(frame, error: channel.watchUrgent(socket))
         case UInt32(ALPS_OP_SEND_OOB):
             guard let byte = payload.first, socket.isStream else { return session.reply(frame, error: EOPNOTSUPP) }
             let written = socket.write([byte], flags: UInt32(ALPS_SENT_OOB))

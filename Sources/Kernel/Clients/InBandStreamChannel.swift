@@ -209,15 +209,16 @@ final class InBandStreamChannel: Channel {
     // MARK: To the application
 
     /// ALPS_OP_WATCH_URGENT: the pair is a stream with urgent bytes of its own, which poll() and SIGURG tell of.
-    /// False if the pair cannot be that here.
-    func watchUrgent(_ socket: Socket) -> Bool {
-        guard isOpen, Self.pairsHaveUrgentBytes else { return false }
+    /// EOPNOTSUPP: no pair can be that here; ENOTCONN: this one has ended.
+    func watchUrgent(_ socket: Socket) -> Int32 {
+        guard Self.pairsHaveUrgentBytes else { return EOPNOTSUPP }
+        guard isOpen else { return ENOTCONN }
         socket.mirrorUrgent()
         if var stray = socket.takeStrayUrgent() {
             _ = send(descriptor, &stray, 1, Int32(MSG_OOB) | Int32(MSG_DONTWAIT) | Int32(MSG_NOSIGNAL))
         }
         socket.markDirty()
-        return true
+        return 0
     }
 
     /// UNIX streams have had urgent bytes since Linux 5.15, if the kernel was configured so, and lost the bytes behind them at

@@ -14,7 +14,6 @@ EXCUSED = {
     "test_epoll.TestEPoll.test_control_and_wait": "wants data to have arrived when send returns; a stack takes a turn",
     "test_sendfile_close_peer_in_the_middle_of_receiving":
         "its 256 KiB fit into the pair in front of the stack: the sender is done before its peer closes",
-    "UseIPv4Select.test_handle_expt": "fails now and then, for a reason not found yet; the same with poll does not",
 }
 
 

@@ -24,6 +24,14 @@ static void on_urgent(int number) { urgent++; }
 static void streams(void) {
     int pair[2];
     char text[64];
+    // One that has been reset says nothing about what the others can.
+    connected(pair);
+    struct linger now = {1, 0};
+    MUST(setsockopt(pair[0], SOL_SOCKET, SO_LINGER, &now, sizeof now));
+    close(pair[0]);
+    MUST(await(pair[1], 0, POLLHUP));
+    events(pair[1], POLLPRI);
+    close(pair[1]);
     connected(pair);
     say("-- urgent data alone");
     REPORT(events(pair[1], POLLPRI | POLLOUT));

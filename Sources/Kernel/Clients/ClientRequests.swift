@@ -56,7 +56,7 @@ enum ClientRequests {
 
     /// Sockets are used by whoever holds their descriptor: made here, accepted from a listener held here, or proved by
     /// ATTACH. Among processes of one user the handle is proof enough.
-    private static func mayUse(_ session: Session, _ socket: Socket) -> Bool {
+    static func mayUse(_ session: Session, _ socket: Socket) -> Bool {
         session.uid == socket.owner.uid || session.uid == 0 || session.files.contains(socket.handle)
             || socket.madeBy.map(session.files.contains) == true
     }
@@ -212,15 +212,16 @@ enum ClientRequests {
             session.reply(frame, bytes(information), passing: fcntl(ring.descriptor, F_DUPFD_CLOEXEC, 0))
         case UInt32(ALPS_OP_STREAM_PAIR):
             guard let directions = load(payload, UInt32.self) else { return session.reply(frame, error: EINVAL) }
-            (socket.channel as? StreamChannel)?.closeRing(socket, directions)
+            // What is left is in the pair when the asker goes on.
+            (socket.channel as? StreamChannel)?.returnToPair(socket, directions)
             session.reply(frame)
         case UInt32(ALPS_OP_STREAM_BELL):
-            (socket.channel as? StreamChannel)?.ringBell()
+            socket.channel?.bell()
             session.reply(frame)
         case UInt32(ALPS_OP_SEND_OOB):
             guard let byte = payload.first, socket.isStream else { return session.reply(frame, error: EOPNOTSUPP) }
             // It comes behind what has been written: writers have to have come back to the pair.
-            guard (socket.channel as? StreamChannel)?.ring?.isActive(ALPS_RING_SEND) != true else {
+            guard (socket.channel as? StreamChannel).map({ $0.activeRings & ALPS_RING_SEND == 0 }) ?? true else {
                 return session.reply(frame, error: EAGAIN)
             }
             let written = socket.write([byte], flags: UInt32(ALPS_SENT_OOB))

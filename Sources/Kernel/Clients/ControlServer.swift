@@ -35,6 +35,9 @@ package final class ControlServer {
     /// would keep the loop busy.
     private var reserve: Int32 = Glibc.open("/dev/null", O_RDONLY | O_CLOEXEC)
 
+    /// Where sessions receive.
+    let scratch = UnsafeMutableRawBufferPointer.allocate(byteCount: 1 << 17, alignment: 16)
+
     private final class Acceptor: ReadyHandler {
         unowned(unsafe) var server: ControlServer?
         override func ready(_ events: UInt32) { server?.accept() }

@@ -14,6 +14,8 @@ package final class Session: ReadyHandler {
     package private(set) var isTool = false
     let kernel: Kernel
     private unowned let server: ControlServer
+    private let sockets: Borrowed<SocketLayer>
+    private let scratch: UnsafeMutableRawBufferPointer
     private var descriptor: Int32
     private var greeted = false
     private(set) var tcpVariant: String?
@@ -53,6 +55,8 @@ package final class Session: ReadyHandler {
     init(server: ControlServer, kernel: Kernel, number: UInt32, descriptor: Int32) throws {
         self.server = server
         self.kernel = kernel
+        sockets = Borrowed(kernel.sockets)
+        scratch = server.scratch
         self.number = number
         self.descriptor = descriptor
         var credentials = alps_ucred()
@@ -73,13 +77,12 @@ package final class Session: ReadyHandler {
     // MARK: Bytes in
 
     override package func ready(_ events: UInt32) {
-        withExtendedLifetime(self) {
-            if events & UInt32(EPOLLOUT.rawValue) != 0 { flushOutput() }
-            guard descriptor >= 0, events & ~UInt32(EPOLLOUT.rawValue) != 0 else { return }
-            // Nobody is there to read the replies that requests are being held back for.
-            let isOver = events & (UInt32(EPOLLHUP.rawValue) | UInt32(EPOLLERR.rawValue)) != 0
-            if isOver, watched & UInt32(EPOLLIN.rawValue) == 0 { end() } else { receive() }
-        }
+        // The reactor holds it until the end of the turn, whatever happens here.
+        if events & UInt32(EPOLLOUT.rawValue) != 0 { flushOutput() }
+        guard descriptor >= 0, events & ~UInt32(EPOLLOUT.rawValue) != 0 else { return }
+        // Nobody is there to read the replies that requests are being held back for.
+        let isOver = events & (UInt32(EPOLLHUP.rawValue) | UInt32(EPOLLERR.rawValue)) != 0
+        if isOver, watched & UInt32(EPOLLIN.rawValue) == 0 { end() } else { receive() }
     }
 
     private func receive() {
@@ -88,10 +91,16 @@ package final class Session: ReadyHandler {
         while descriptor >= 0, executed < Self.budget, calls < 2 * Self.budget, watched & UInt32(EPOLLIN.rawValue) != 0 {
             calls += 1
             var came: Int32 = -1
-            let got = withUnsafeTemporaryAllocation(byteCount: wanted, alignment: 16) { scratch in
-                let got = alps_receive_with_fd(descriptor, scratch.baseAddress!, scratch.count, &came)
-                if got > 0 { input.append(contentsOf: scratch[0..<got]) }
-                return got
+            // The server's: a temporary allocation of this size would be made on the heap.
+            let scratch = scratch
+            let got = alps_receive_with_fd(descriptor, scratch.baseAddress!, min(wanted, scratch.count), &came)
+            if got > 0 {
+                let rung = came < 0 && greeted && input.isEmpty ? ringBells(scratch.baseAddress!, got) : 0
+                if rung == got {
+                    executed += rung / MemoryLayout<alps_frame>.size
+                    continue
+                }
+                input.append(contentsOf: UnsafeRawBufferPointer(scratch)[rung..<got])
             }
             if came >= 0 { passed.append(came) }
             if got < 0, errno == EAGAIN || errno == EINTR { return }
@@ -106,6 +115,23 @@ package final class Session: ReadyHandler {
             for descriptor in passed { close(descriptor) }
             passed.removeAll()
         }
+    }
+
+    /// Bells of rings, which are many, are heard where they lie. Returns the bytes of those at the beginning.
+    private func ringBells(_ bytes: UnsafeMutableRawPointer, _ count: Int) -> Int {
+        let size = MemoryLayout<alps_frame>.size
+        var done = 0
+        while count - done >= size {
+            let frame = (bytes + done).loadUnaligned(as: alps_frame.self)
+            guard frame.magic == ALPS_FRAME_MAGIC, frame.kind == UInt16(ALPS_FRAME_NOTE), frame.length == 0,
+                frame.op == UInt16(ALPS_OP_STREAM_BELL)
+            else { break }
+            sockets({ $0.borrow(SocketHandle(rawValue: frame.socket)) })? { socket in
+                if uid == socket.raw.pointee.uid || ClientRequests.mayUse(self, socket) { socket.borrowedChannel?({ $0.bell() }) }
+            }
+            done += size
+        }
+        return done
     }
 
     /// Bytes to ask for: the rest of the frame that has begun, or a portion.

@@ -16,23 +16,23 @@ extension StreamChannel {
         guard isOpen, socket.isConnected, !socket.isDisconnected else { return (EAGAIN, information) }
         var opened: UInt32 = 0
         let mayReceive = !needsPairToReceive(socket) && !socket.urgent.isMirrored
-        if directions & ALPS_RING_RECEIVE != 0, ring?.isActive(ALPS_RING_RECEIVE) != true, mayReceive {
+        if directions & ALPS_RING_RECEIVE != 0, !isActive(ALPS_RING_RECEIVE), mayReceive {
             opened |= ALPS_RING_RECEIVE
         }
         // All that was written is taken over by now, or there is no room for it.
         let maySend = !socket.cannotSendMore && !applicationWillWriteNoMore && socket.raw.pointee.snd.low_water == 0 && isPairTaken
-        if directions & ALPS_RING_SEND != 0, ring?.isActive(ALPS_RING_SEND) != true, maySend { opened |= ALPS_RING_SEND }
-        guard let ring = ring ?? (opened == 0 ? nil : makeRing(socket)), ring.active | opened != 0 else {
+        if directions & ALPS_RING_SEND != 0, !isActive(ALPS_RING_SEND), maySend { opened |= ALPS_RING_SEND }
+        guard let ring = ring ?? (opened == 0 ? nil : makeRing(socket)), activeRings | opened != 0 else {
             return (EAGAIN, information)
         }
         if opened & ALPS_RING_RECEIVE != 0 { beginReceiving(socket, ring) }
         if opened & ALPS_RING_SEND != 0 { beginSending(socket, ring) }
-        ring.open(opened)
+        setActive(activeRings | opened, ring.words)
         for _ in 0..<opened.nonzeroBitCount { socket.kernel.sockets.count(.ringsOpened) }
-        publish(socket, ring)
+        publish(socket, ring.words)
         watchRing()
         information.bytes = UInt64(ring.bytes)
-        information.directions = ring.active
+        information.directions = activeRings
         information.is_first = opened
         return (0, information)
     }
@@ -47,27 +47,40 @@ extension StreamChannel {
         let (receive, send) = (capacity(socket.raw.pointee.rcv), capacity(socket.raw.pointee.snd))
         guard receive <= 1 << 30, send <= 1 << 30 else { return nil }
         ring = StreamRing(receiveCapacity: receive, sendCapacity: send)
+        words = ring?.words
         if ring != nil { socket.kernel.streamRings.count += 1 }
         return ring
     }
 
+    private func isActive(_ direction: UInt32) -> Bool { activeRings & direction != 0 }
+
+    private func setActive(_ directions: UInt32, _ ring: RingWords) {
+        activeRings = directions
+        ring.closed = ~directions & (ALPS_RING_RECEIVE | ALPS_RING_SEND)
+    }
+
     private func beginReceiving(_ socket: Socket, _ ring: StreamRing) {
         if socket.mappedBuffers.receive == nil { socket.moveReceiveBuffer(to: ring.storage(ALPS_RING_RECEIVE)) }
-        ring.lockReadingForOpening()
-        ring.receiveHead = 0
-        ring.receiveInband = socket.raw.pointee.rcv.head
+        ring.words.lockReadingForOpening()
+        ring.words.receiveHead = 0
+        ring.words.receiveInband = socket.raw.pointee.rcv.head
     }
 
     private func beginSending(_ socket: Socket, _ ring: StreamRing) {
         if socket.mappedBuffers.send == nil { socket.moveSendBuffer(to: ring.storage(ALPS_RING_SEND)) }
-        ring.sendTail = socket.raw.pointee.snd.tail
-        ring.pairDrained = ring.pairFinished
+        ring.words.sendTail = socket.raw.pointee.snd.tail
+        ring.words.pairDrained = ring.words.pairFinished
     }
 
     /// ALPS_OP_STREAM_PAIR: the asker holds the locks.
-    func closeRing(_ socket: Socket, _ directions: UInt32) {
-        guard let ring else { return }
-        let closing = directions & ring.active
+    func returnToPair(_ socket: Socket, _ directions: UInt32) {
+        closeRing(socket, directions)
+        pump(socket)
+    }
+
+    private func closeRing(_ socket: Socket, _ directions: UInt32) {
+        guard let ring = words else { return }
+        let closing = directions & activeRings
         guard closing != 0 else { return }
         if closing & ALPS_RING_SEND != 0 { takeFromRing(socket, ring) }
         if closing & ALPS_RING_RECEIVE != 0 {
@@ -78,7 +91,7 @@ extension StreamChannel {
                 socket.receiveConsume(Int(passed &- socket.raw.pointee.rcv.head))
             }
         }
-        ring.close(closing)
+        setActive(activeRings & ~closing, ring)
         for _ in 0..<closing.nonzeroBitCount { socket.kernel.sockets.count(.ringsClosed) }
         mayHaveUnread = true
         socket.markDirty()
@@ -91,10 +104,11 @@ extension StreamChannel {
 
     /// The pair has been closed: whoever uses the ring finds out.
     func endRing() {
-        guard let ring else { return }
-        ring.close(ring.active)
+        guard let ring = words else { return }
+        setActive(0, ring)
         unwatchRing()
         kernel.streamRings.count -= 1
+        words = nil
         self.ring = nil
     }
 
@@ -102,8 +116,8 @@ extension StreamChannel {
 
     /// What writers have put into the ring goes on its way. True if there was something.
     @discardableResult
-    func takeFromRing(_ socket: Socket, _ ring: StreamRing) -> Bool {
-        guard ring.isActive(ALPS_RING_SEND) else { return false }
+    func takeFromRing(_ socket: Socket, _ ring: RingWords) -> Bool {
+        guard isActive(ALPS_RING_SEND) else { return false }
         let tail = ring.sendTail
         let known = socket.raw.pointee.snd.tail
         guard tail != known else { return false }
@@ -117,7 +131,7 @@ extension StreamChannel {
 
     /// Takes over the ring and then, when a good part of the ring is free, what has been written into the pair because it
     /// was not. True if nothing is left there.
-    func takeFromRingAndPair(_ socket: Socket, _ ring: StreamRing) -> Bool {
+    func takeFromRingAndPair(_ socket: Socket, _ ring: RingWords) -> Bool {
         takeFromRing(socket, ring)
         guard isOpen else { return false }
         let finished = ring.pairFinished
@@ -134,7 +148,7 @@ extension StreamChannel {
         takeFromRing(socket, ring)
         mayHaveUnread = true
         if isOpen { takeFromPair(socket) }
-        guard isOpen, let ring = self.ring else { return false }
+        guard isOpen else { return false }
         ring.sendTail = socket.raw.pointee.snd.tail
         if !mayHaveUnread { ring.pairDrained = finished }
         if !applicationIsGone { ring.unlockWriting() }
@@ -149,14 +163,14 @@ extension StreamChannel {
     }
 
     /// Something has been written into the pair that the writers do not know to be taken.
-    private func isPairBehind(_ ring: StreamRing) -> Bool {
-        ring.isActive(ALPS_RING_SEND) && ring.pairFinished != ring.pairDrained
+    private func isPairBehind(_ ring: RingWords) -> Bool {
+        isActive(ALPS_RING_SEND) && ring.pairFinished != ring.pairDrained
     }
 
     /// How far readers have come. True if further than before.
     @discardableResult
-    func noteRead(_ socket: Socket, _ ring: StreamRing) -> Bool {
-        guard ring.isActive(ALPS_RING_RECEIVE) else { return false }
+    func noteRead(_ socket: Socket, _ ring: RingWords) -> Bool {
+        guard isActive(ALPS_RING_RECEIVE) else { return false }
         let head = ring.receiveHead
         // Behind while what was put into the pair before is being read.
         guard head > socket.raw.pointee.rcv.head else { return false }
@@ -170,6 +184,7 @@ extension StreamChannel {
         position &- socket.raw.pointee.rcv.head <= UInt64(socket.receiveAvailable)
     }
 
+    @inline(never)
     private func violate(_ socket: Socket) -> Bool {
         socket.kernel.sockets.count(.ringViolations)
         socket.kernel.log.write(UInt32(ALPS_LOG_WARNING), nil) {
@@ -182,24 +197,24 @@ extension StreamChannel {
     // MARK: To clients
 
     /// What has come, and what has been acknowledged.
-    func publish(_ socket: Socket, _ ring: StreamRing) {
-        if ring.isActive(ALPS_RING_SEND) {
+    func publish(_ socket: Socket, _ ring: RingWords) {
+        if isActive(ALPS_RING_SEND) {
             if socket.isDisconnected || socket.cannotSendMore {
-                ring.close(ALPS_RING_SEND)
+                setActive(activeRings & ~ALPS_RING_SEND, ring)
                 socket.kernel.sockets.count(.ringsClosed)
             } else {
                 ring.sendHead = socket.raw.pointee.snd.head
                 ring.sendLimit = socket.raw.pointee.snd.limit
             }
         }
-        if ring.isActive(ALPS_RING_RECEIVE) {
+        if isActive(ALPS_RING_RECEIVE) {
             ring.receiveTail = socket.raw.pointee.rcv.head &+ UInt64(socket.receiveAvailable)
             showReadable(socket, ring)
         }
     }
 
     /// Keeps the next byte of a ring that is not empty in the pair. False if a client holds the lock.
-    private func showReadable(_ socket: Socket, _ ring: StreamRing) {
+    private func showReadable(_ socket: Socket, _ ring: RingWords) {
         let isUnusual = needsPairToReceive(socket)
         needsReadLock = false
         guard isUnusual || lacksByteInPair(socket, ring) else { return }
@@ -225,7 +240,7 @@ extension StreamChannel {
         ring.unlockReading()
     }
 
-    private func lacksByteInPair(_ socket: Socket, _ ring: StreamRing) -> Bool {
+    private func lacksByteInPair(_ socket: Socket, _ ring: RingWords) -> Bool {
         guard socket.receiveAvailable > 0 else { return false }
         let head = ring.receiveHead
         return head >= ring.receiveInband && head == socket.raw.pointee.rcv.head
@@ -234,29 +249,22 @@ extension StreamChannel {
     // MARK: Watching
 
     func watchRing() {
-        guard !isWatched, ring != nil else { return }
+        guard !isWatched, let words else { return }
         isWatched = true
-        ring?.setBells(read: 0, write: 0)
-        pagesTimer?.cancel()
-        kernel.streamRings.add(self)
+        ringTurns &+= 1
+        words.setBells(read: 0, write: 0)
+        streamRings { $0.add(self) }
     }
 
     private func unwatchRing() {
         guard isWatched else { return }
         isWatched = false
-        kernel.streamRings.remove(self)
-    }
-
-    /// A client has rung.
-    func ringBell() {
-        kernel.sockets.count(.ringBells)
-        watchRing()
-        borrowed { pump($0) }
+        streamRings { $0.remove(self) }
     }
 
     /// Once a turn while the host is awake.
     func lookAtRing() {
-        guard let ring else { return }
+        guard let ring = words else { return }
         borrowed { socket in
             let hasWritten = takeFromRing(socket, ring)
             let hasRead = noteRead(socket, ring)
@@ -267,14 +275,14 @@ extension StreamChannel {
 
     /// The host is about to sleep. False if a client has moved on meanwhile.
     func setBells() -> Bool {
-        guard let ring else { return true }
+        guard let ring = words else { return true }
         return borrowed { socket in
             let used = socket.raw.pointee.rcv.tail &- socket.raw.pointee.rcv.head
             let isFull = used > UInt64(socket.raw.pointee.rcv.limit) / 2
             ring.setBells(read: isFull || needsReadLock ? 2 : 1, write: 1)
             alps_full_fence()
-            let hasMoved = ring.isActive(ALPS_RING_SEND) && ring.sendTail != socket.raw.pointee.snd.tail
-                || ring.isActive(ALPS_RING_RECEIVE) && ring.receiveHead > socket.raw.pointee.rcv.head
+            let hasMoved = isActive(ALPS_RING_SEND) && ring.sendTail != socket.raw.pointee.snd.tail
+                || isActive(ALPS_RING_RECEIVE) && ring.receiveHead > socket.raw.pointee.rcv.head
             if hasMoved || isPairBehind(ring) && isRoomy(socket) {
                 ring.setBells(read: 0, write: 0)
                 return false
@@ -282,30 +290,34 @@ extension StreamChannel {
             // Whoever holds a lock now rings after freeing it, unless it dies.
             if needsReadLock || needsWriteLock { retryLater() }
             unwatchRing()
-            awaitIdleness(socket, ring)
+            if !awaitsIdleness { awaitIdleness() }
             return true
         }
     }
 
-    /// An idle ring keeps no memory.
-    private func awaitIdleness(_ socket: Socket, _ ring: StreamRing) {
-        if pagesTimer == nil {
-            pagesTimer = HostTimer(kernel) { [unowned self] in
-                guard let ring = self.ring, !isWatched else { return }
-                borrowed { socket in
-                    let (receive, send) = (socket.raw.pointee.rcv, socket.raw.pointee.snd)
-                    // A reader or writer that is in the middle of a copy holds its lock.
-                    guard receive.head == receive.tail, send.head == send.tail, socket.placedEdge <= receive.tail,
-                        ring.tryLockWriting()
-                    else { return }
-                    if ring.tryLockReading() {
-                        if ring.sendTail == send.tail { ring.releasePages() }
-                        ring.unlockReading()
-                    }
-                    ring.unlockWriting()
-                }
-            }
+    /// An idle ring keeps no memory: looked at after a second, as long as something goes on.
+    @inline(never)
+    private func awaitIdleness() {
+        awaitsIdleness = true
+        let turns = ringTurns
+        pagesTimer = HostTimer(kernel) { [unowned self] in
+            awaitsIdleness = false
+            guard words != nil else { return }
+            if isWatched || turns != ringTurns { awaitIdleness() } else { borrowed { releasePages($0) } }
         }
         pagesTimer?.arm(after: 1_000_000_000)
+    }
+
+    private func releasePages(_ socket: Socket) {
+        let (receive, send) = (socket.raw.pointee.rcv, socket.raw.pointee.snd)
+        // A reader or writer that is in the middle of a copy holds its lock.
+        guard let ring, receive.head == receive.tail, send.head == send.tail, socket.placedEdge <= receive.tail,
+            ring.words.tryLockWriting()
+        else { return }
+        if ring.words.tryLockReading() {
+            if ring.words.sendTail == send.tail { ring.releasePages() }
+            ring.words.unlockReading()
+        }
+        ring.words.unlockWriting()
     }
 }

@@ -23,7 +23,16 @@ final class StreamChannel: Channel {
     var mayHaveUnread = true
     /// Rings, once there are some, and whether the host looks at them every turn.
     var ring: StreamRing?
+    var words: RingWords?
+    /// ALPS_RING_*: directions that use them.
+    var activeRings: UInt32 = 0
     var isWatched = false
+    var nextWatched: Borrowed<StreamChannel>?
+    let streamRings: Borrowed<StreamRingWatch>
+    private let sockets: Borrowed<SocketLayer>
+    /// Counts the times that it began to be.
+    var ringTurns: UInt32 = 0
+    var awaitsIdleness = false
     /// A client held the lock that the host needed.
     var needsReadLock = false
     var needsWriteLock = false
@@ -34,6 +43,8 @@ final class StreamChannel: Channel {
     /// `isAccepted`: a connection that is there already.
     init(_ socket: Socket, descriptor: Int32, cookie: UInt64, isAccepted: Bool) throws {
         failsByClosing = isAccepted
+        streamRings = Borrowed(socket.kernel.streamRings)
+        sockets = Borrowed(socket.kernel.sockets)
         try super.init(socket, descriptor: descriptor, cookie: cookie)
     }
 
@@ -67,19 +78,25 @@ final class StreamChannel: Channel {
 
     override func drain() {
         borrowed { socket in
-            if let ring { noteRead(socket, ring) }
+            if let words { noteRead(socket, words) }
             takeWritten(socket)
         }
+    }
+
+    override func bell() {
+        sockets { $0.count(.ringBells) }
+        watchRing()
+        borrowed { pump($0) }
     }
 
     override func pairCloses() { endRing() }
 
     func pump(_ socket: Socket) {
         guard isOpen else { return }
-        if let ring {
+        if let words {
             watchRing()
-            takeFromRing(socket, ring)
-            noteRead(socket, ring)
+            takeFromRing(socket, words)
+            noteRead(socket, words)
             guard isOpen else { return }
         }
         if socket.isConnected { failsByClosing = true }
@@ -90,15 +107,15 @@ final class StreamChannel: Channel {
             if isOpen { socket.abort() }
             return
         }
-        let mayTake = mayHaveUnread || applicationWillWriteNoMore || ring != nil
+        let mayTake = mayHaveUnread || applicationWillWriteNoMore || words != nil
         if mayTake, !socket.isConnecting || applicationIsGone { takeWritten(socket) }
         guard isOpen, !socket.isClosed else { return }
         if mayHaveUnread, socket.isConnecting, Int(alps_bytes_waiting(descriptor)) - 1 > plug, hasPassedDescriptors {
             // As in `takeWritten`, which waits for the connection.
             return socket.abort()
         }
-        if let ring { publish(socket, ring) }
-        if ring?.isActive(ALPS_RING_RECEIVE) != true { pushReceived(socket) }
+        if let words { publish(socket, words) }
+        if activeRings & ALPS_RING_RECEIVE == 0 { pushReceived(socket) }
         guard isOpen else { return }
         if socket.isDisconnected, socket.pendingError != 0, failsByClosing, socket.receiveAvailable == 0 || applicationIsGone {
             endPair()
@@ -118,8 +135,8 @@ final class StreamChannel: Channel {
 
     /// `finishes`: the end of what was written is passed on, too.
     private func takeWritten(_ socket: Socket, finishes: Bool = true) {
-        if let ring, ring.isActive(ALPS_RING_SEND) {
-            guard takeFromRingAndPair(socket, ring) else { return }
+        if let words, activeRings & ALPS_RING_SEND != 0 {
+            guard takeFromRingAndPair(socket, words) else { return }
         } else {
             guard takeFromPair(socket) else { return }
         }

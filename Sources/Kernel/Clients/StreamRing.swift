@@ -11,10 +11,9 @@ final class StreamRing {
     /// The file, for processes that ask for it.
     let descriptor: Int32
     let bytes: Int
-    private let page: UnsafeMutablePointer<alps_stream_ring>
+    let words: RingWords
+    private var page: UnsafeMutablePointer<alps_stream_ring> { words.page }
     private let extents: UnsafeMutablePointer<alps_ext>
-    /// ALPS_RING_*: directions that are in use.
-    private(set) var active: UInt32 = 0
 
     private static let controlBytes = 4096
 
@@ -31,7 +30,7 @@ final class StreamRing {
             Glibc.close(descriptor)
             return nil
         }
-        page = memory.assumingMemoryBound(to: alps_stream_ring.self)
+        words = RingWords(page: memory.assumingMemoryBound(to: alps_stream_ring.self))
         extents = .allocate(capacity: 2)
         let rings = memory.assumingMemoryBound(to: UInt8.self) + Self.controlBytes
         for (index, (start, capacity)) in [(0, receiveCapacity), (receiveCapacity, sendCapacity)].enumerated() {
@@ -62,58 +61,50 @@ final class StreamRing {
         return ext
     }
 
-    func isActive(_ direction: UInt32) -> Bool { active & direction != 0 }
-
-    func open(_ directions: UInt32) {
-        active |= directions
-        tellClosed()
-    }
-
-    func close(_ directions: UInt32) {
-        active &= ~directions
-        tellClosed()
-    }
-
-    private func tellClosed() {
-        let closed = ~active & (ALPS_RING_RECEIVE | ALPS_RING_SEND)
-        withUnsafeMutablePointer(to: &page.pointee.closed) { alps_store_release($0, closed) }
-    }
-
     /// Gives the pages of both rings back to the system. Only while nothing in them matters.
     func releasePages() {
         _ = madvise(UnsafeMutableRawPointer(page) + Self.controlBytes, bytes - Self.controlBytes, MADV_REMOVE)
     }
+}
 
-    // MARK: Words
+/// The control page. A trivial value: what runs once a packet touches no reference count.
+struct RingWords {
+    fileprivate let page: UnsafeMutablePointer<alps_stream_ring>
 
     var receiveTail: UInt64 {
         get { withUnsafeMutablePointer(to: &page.pointee.receive_tail) { alps_load_position($0) } }
-        set { withUnsafeMutablePointer(to: &page.pointee.receive_tail) { alps_store_position($0, newValue) } }
+        nonmutating set { withUnsafeMutablePointer(to: &page.pointee.receive_tail) { alps_store_position($0, newValue) } }
     }
     var receiveInband: UInt64 {
         get { withUnsafeMutablePointer(to: &page.pointee.receive_inband) { alps_load_position($0) } }
-        set { withUnsafeMutablePointer(to: &page.pointee.receive_inband) { alps_store_position($0, newValue) } }
+        nonmutating set { withUnsafeMutablePointer(to: &page.pointee.receive_inband) { alps_store_position($0, newValue) } }
     }
     var receiveHead: UInt64 {
         get { withUnsafeMutablePointer(to: &page.pointee.receive_head) { alps_load_position($0) } }
-        set { withUnsafeMutablePointer(to: &page.pointee.receive_head) { alps_store_position($0, newValue) } }
+        nonmutating set { withUnsafeMutablePointer(to: &page.pointee.receive_head) { alps_store_position($0, newValue) } }
     }
     var sendHead: UInt64 {
         get { withUnsafeMutablePointer(to: &page.pointee.send_head) { alps_load_position($0) } }
-        set { withUnsafeMutablePointer(to: &page.pointee.send_head) { alps_store_position($0, newValue) } }
+        nonmutating set { withUnsafeMutablePointer(to: &page.pointee.send_head) { alps_store_position($0, newValue) } }
     }
     var sendTail: UInt64 {
         get { withUnsafeMutablePointer(to: &page.pointee.send_tail) { alps_load_position($0) } }
-        set { withUnsafeMutablePointer(to: &page.pointee.send_tail) { alps_store_position($0, newValue) } }
+        nonmutating set { withUnsafeMutablePointer(to: &page.pointee.send_tail) { alps_store_position($0, newValue) } }
     }
     var sendLimit: UInt32 {
         get { withUnsafeMutablePointer(to: &page.pointee.send_limit) { alps_load_acquire($0) } }
-        set { withUnsafeMutablePointer(to: &page.pointee.send_limit) { alps_store_release($0, newValue) } }
+        nonmutating set { withUnsafeMutablePointer(to: &page.pointee.send_limit) { alps_store_release($0, newValue) } }
     }
     var pairFinished: UInt32 { withUnsafeMutablePointer(to: &page.pointee.pair_finished) { alps_load_acquire($0) } }
     var pairDrained: UInt32 {
         get { withUnsafeMutablePointer(to: &page.pointee.pair_drained) { alps_load_acquire($0) } }
-        set { withUnsafeMutablePointer(to: &page.pointee.pair_drained) { alps_store_release($0, newValue) } }
+        nonmutating set { withUnsafeMutablePointer(to: &page.pointee.pair_drained) { alps_store_release($0, newValue) } }
+    }
+
+    /// Directions that are in-band.
+    var closed: UInt32 {
+        get { withUnsafeMutablePointer(to: &page.pointee.closed) { alps_load_acquire($0) } }
+        nonmutating set { withUnsafeMutablePointer(to: &page.pointee.closed) { alps_store_release($0, newValue) } }
     }
 
     func setBells(read: UInt32, write: UInt32) {
@@ -147,35 +138,48 @@ private func streamRingReleased(_ ext: UnsafeMutablePointer<alps_ext>) {
 }
 
 /// The channels whose rings the host looks at once a turn, because it is awake: clients that move on tell it nothing then.
+/// A list through the channels; one that leaves it in the middle of a turn lives until the turn's end.
 final class StreamRingWatch {
-    private var watched: [Borrowed<StreamChannel>] = []
+    private var first: Borrowed<StreamChannel>?
     /// Sockets with rings.
     var count = 0
 
-    func add(_ channel: StreamChannel) { watched.append(Borrowed(channel)) }
+    func add(_ channel: StreamChannel) {
+        channel.nextWatched = first
+        first = Borrowed(channel)
+    }
 
-    func remove(_ channel: StreamChannel) { watched.removeAll { $0.names(channel) } }
+    func remove(_ channel: StreamChannel) {
+        if let first, first.names(channel) {
+            self.first = channel.nextWatched
+            return
+        }
+        var each = first
+        while let entry = each {
+            each = entry { $0.nextWatched }
+            if let each, each.names(channel) {
+                entry { $0.nextWatched = channel.nextWatched }
+                return
+            }
+        }
+    }
 
     /// Takes over what clients have done.
     func look() {
-        var index = 0
-        // A channel may leave the list while it is looked at.
-        while index < watched.count {
-            let entry = watched[index]
+        var each = first
+        while let entry = each {
+            each = entry { $0.nextWatched }
             entry { $0.lookAtRing() }
-            if index < watched.count, entry.isSame(watched[index]) { index += 1 }
         }
     }
 
     /// Before the host sleeps: from now on clients ring. False if one has moved on meanwhile.
     func maySleep() -> Bool {
-        guard !watched.isEmpty else { return true }
         var isQuiet = true
-        var index = 0
-        while index < watched.count {
-            let entry = watched[index]
+        var each = first
+        while let entry = each {
+            each = entry { $0.nextWatched }
             if !entry({ $0.setBells() }) { isQuiet = false }
-            if index < watched.count, entry.isSame(watched[index]) { index += 1 }
         }
         return isQuiet
     }

@@ -17,6 +17,7 @@ open class ReadyHandler {
 package final class Reactor {
     private let kernel: Kernel
     private let clock: Borrowed<KernelClock>
+    private let streamRings: Borrowed<StreamRingWatch>
     private let epoll: Int32
     private let wakeDescriptor: Int32
     private var signalDescriptor: Int32 = -1
@@ -35,6 +36,7 @@ package final class Reactor {
     package init(kernel: Kernel) throws {
         self.kernel = kernel
         clock = Borrowed(kernel.clock)
+        streamRings = Borrowed(kernel.streamRings)
         epoll = epoll_create1(Int32(EPOLL_CLOEXEC))
         wakeDescriptor = eventfd(0, Int32(EFD_CLOEXEC | EFD_NONBLOCK))
         guard epoll >= 0, wakeDescriptor >= 0 else {
@@ -146,14 +148,14 @@ package final class Reactor {
         let count = wait()
         clock { $0.update() }
         for index in 0..<max(Int(count), 0) { dispatch(events[index]) }
-        kernel.streamRings.look()
+        streamRings { $0.look() }
         kernel.endTurn()
         while let handler = retired.popLast() { handler.release() }
     }
 
     private func wait() -> Int32 {
         var timeout = timespec()
-        if kernel.hasPendingWork || !kernel.streamRings.maySleep() { return epoll_wait(epoll, events, Int32(Self.batch), 0) }
+        if kernel.hasPendingWork || !streamRings({ $0.maySleep() }) { return epoll_wait(epoll, events, Int32(Self.batch), 0) }
         let deadline = kernel.nextDeadline
         if deadline == .max { return epoll_wait(epoll, events, Int32(Self.batch), -1) }
         let now = clock {

@@ -10,6 +10,9 @@ open class SocketChannel {
     /// The program sends what it has held back (UDP_CORK).
     package func uncorked(_ socket: Socket) {}
 
+    /// A client has done something in memory that it shares with the channel.
+    package func bell() {}
+
     /// Application and transport have let go of the socket: it is about to be freed.
     package func detached(_ socket: Socket) {}
 }

@@ -37,6 +37,8 @@ package final class SocketLayer {
     private(set) var kernel: Kernel!
     private var opsTable: UnsafeMutablePointer<alps_socket_ops>?
     private var slots: [Socket?] = []
+    /// The same, for what runs once a packet.
+    private var borrowedSlots: [Borrowed<Socket>?] = []
     private var generations: [UInt32] = []
     private var firstGeneration: UInt32 = 0
     private var freeSlots: [Int] = []
@@ -77,6 +79,7 @@ package final class SocketLayer {
     func detach() {
         forgetDirty()
         slots.removeAll()
+        borrowedSlots.removeAll()
         kernel = nil
     }
 
@@ -178,6 +181,7 @@ package final class SocketLayer {
         } else {
             index = slots.count
             slots.append(nil)
+            borrowedSlots.append(nil)
             generations.append(firstGeneration)
         }
         generations[index] &+= 1
@@ -186,6 +190,7 @@ package final class SocketLayer {
             kernel: kernel, handle: SocketHandle(index: index, generation: generations[index]), entry: entry,
             protocol: protocolNumber, owner: owner, arena: arena, id: lastID)
         slots[index] = socket
+        borrowedSlots[index] = Borrowed(socket)
         count += 1
         peak = max(peak, count)
         count(.made)
@@ -208,6 +213,14 @@ package final class SocketLayer {
         return socket
     }
 
+    /// The same, without a count.
+    func borrow(_ handle: SocketHandle) -> Borrowed<Socket>? {
+        guard handle.index < borrowedSlots.count, let socket = borrowedSlots[handle.index],
+            socket({ $0.handle == handle && !$0.isClosed })
+        else { return nil }
+        return socket
+    }
+
     /// All sockets, in order of their slots.
     package var all: [Socket] { slots.compactMap { $0 } }
 
@@ -215,6 +228,7 @@ package final class SocketLayer {
         let index = socket.handle.index
         guard slots[index] === socket else { return }
         slots[index] = nil
+        borrowedSlots[index] = nil
         retire(socket)
         freeSlots.append(index)
         count -= 1

@@ -22,11 +22,14 @@
 ///    A time set with SO_LINGER is also set on the client's end, where it is without effect: all holders find it there.
 /// 4. Before a request about a socket is executed, the host drains that socket's pair, so write-then-shutdown keeps its
 ///    order.
-/// 5. Payload travels in the pair (in-band). A channel that carries it in shared memory has to come back to the pair, for
-///    good, where code without the shim gets at a socket. Those places are marked "in-band for good" in the sources: stdio
-///    (fdopen), the start of a program that may lack the shim (exec, spawn: all that it inherits), a descriptor that was
-///    inherited or received and is met for the first time, a descriptor that is passed on (SCM_RIGHTS), a process that
-///    confines its own system calls (seccomp, no_new_privs), and a socket that the supervisor of `alps run --strict` makes.
+/// 5. Payload travels in the pair (in-band), until a process that sees bulk asks for rings in shared memory
+///    (stream-ring.h), for one direction or both. What is in the pair is payload even then, and comes before what is in the
+///    ring: code that knows nothing of rings never reads or writes anything else than the stream's next bytes. It would not
+///    get at what is in the rings, though: a socket comes back to the pair where code without the shim gets at it. Those
+///    places are marked "in-band for good" in the sources: stdio (fdopen), the start of a program that may lack the shim
+///    (exec, spawn: all that it inherits), a descriptor that was inherited or received and is met for the first time, a
+///    descriptor that is passed on (SCM_RIGHTS), a process that confines its own system calls (seccomp, no_new_privs), and
+///    a socket that the supervisor of `alps run --strict` makes.
 #ifndef ALPS_CLIENT_H
 #define ALPS_CLIENT_H
 
@@ -89,6 +92,10 @@
 #define ALPS_OP_WATCH_URGENT 44u ///< - -> -: from now on urgent bytes of this stream go into the pair as its own; EOPNOTSUPP
                                 ///< if no pair can have such here, ENOTCONN if this one has ended
 #define ALPS_OP_RING 50u        ///< - -> alps_ring_info, one descriptor: the memory of a packet socket's rings. EINVAL without any
+#define ALPS_OP_STREAM_RING 51u ///< uint32 directions -> alps_stream_ring_info, one descriptor: see stream-ring.h. EAGAIN: not now;
+                                ///< EOPNOTSUPP: never for this socket
+#define ALPS_OP_STREAM_PAIR 52u ///< uint32 directions -> -. They are in-band again. The asker holds their locks
+#define ALPS_OP_STREAM_BELL 53u ///< - (a note): look at the ring of this socket
 #define ALPS_OP_PROC_NET 21u    ///< name of a file of /proc/net ("dev", "route", "arp", "tcp", ...) -> its text as Linux has it; ENOENT
 
 /// In front of everything on a session. 40 bytes.

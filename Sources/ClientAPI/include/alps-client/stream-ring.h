@@ -1,0 +1,86 @@
+/// Rings of a stream socket in shared memory: the way of bulk data between a client and the host.
+///
+/// The file has a control page and two rings. A ring holds byte p of its stream at [p & (capacity - 1)]; positions count from
+/// the host's beginning of the stream and never wrap. The file belongs to one socket: who holds the socket may map it,
+/// nobody else does. The host believes nothing that stands in it.
+///
+/// To the application. Byte p comes in the pair if p < receive_inband, else it is in the ring, up to receive_tail. A reader
+/// takes `read_lock`, takes what lies in the pair first, then what lies in the ring, and says so in receive_head. While the
+/// ring is not empty the host keeps its next byte in the pair, as it were a token: so the pair is readable, for whoever waits
+/// on it in whatever way, exactly when the socket is. To put it there the host takes `read_lock`, too, and moves
+/// receive_inband. A reader that finds nothing in the pair although receive_head < receive_inband sets receive_head to
+/// receive_inband: somebody has read the pair without it.
+///
+/// From the application. A writer takes `write_lock`, writes at send_tail, as far as send_head + send_limit allows, and moves
+/// send_tail. When the ring is full it writes into the pair instead, at most ALPS_RING_PAIR_CHUNK bytes a call so that
+/// the byte that the host leaves there does not keep much of the pair's memory: so blocking, time-outs and signals are the
+/// kernel's, and the pair is writable when the socket is. It counts pair_started before and pair_finished after such a call.
+/// The host appends what is in the pair to the stream when a third of the ring is free, with `write_lock` taken, and then
+/// sets pair_drained to the pair_finished that it had seen before. While the two differ nobody writes into the ring.
+///
+/// Locks are words: 0 is free, else the holder's thread id, ALPS_RING_HOST or ALPS_RING_OPENING, with ALPS_RING_WAITED set
+/// when somebody waits (futex). The host never waits for one: it tries again later. A lock whose thread has died may be taken
+/// over. ALPS_RING_OPENING: the client that asked first, and got `isFirst`, sets receive_head to receive_inband less what
+/// lies unread in the pair (FIONREAD), and frees the lock.
+///
+/// Bells. The host watches the rings while it is awake. Before it sleeps it sets the bells to 1, and looks once more. Whoever
+/// moves send_tail and finds write_bell 1, or moves receive_head, finds read_bell 1 and leaves something in the ring or
+/// at least half of it free, sets it to 0 and sends ALPS_OP_STREAM_BELL.
+///
+/// Closing. A direction that is in-band again has its bit in `closed`; rings that are asked for anew go on in the same file,
+/// unless the host has made a larger one. A reader still takes what is in a closed ring's pair only: the host sends all of the
+/// rest in the pair. ALPS_RING_ENDED in `closed`: the socket is gone; what is in the ring may still be read.
+#ifndef ALPS_STREAM_RING_H
+#define ALPS_STREAM_RING_H
+
+#include <stdint.h>
+
+#define ALPS_RING_MAGIC 0x52504c41u  ///< "ALPR"
+#define ALPS_RING_RECEIVE 1u         ///< directions: to the application
+#define ALPS_RING_SEND 2u
+#define ALPS_RING_ENDED 4u
+
+#define ALPS_RING_WAITED 0x80000000u
+#define ALPS_RING_HOST 0x7fffffffu
+#define ALPS_RING_OPENING 0x7ffffffeu
+
+#define ALPS_RING_PAIR_CHUNK 2240u       ///< bytes; one buffer of 4 KiB in the kernel
+#define ALPS_RING_PAIR_SNDBUF 16384      ///< SO_SNDBUF that a client sets on its end while the send ring is in use
+#define ALPS_RING_PAIR_SNDBUF_INBAND 212992
+
+/// The control page. Who writes a word stands beside it.
+typedef struct alps_stream_ring {
+    uint32_t magic, size;      ///< host
+    uint32_t receive_capacity, send_capacity;  ///< host: bytes, powers of two, 0 without that ring
+    uint64_t receive_offset, send_offset;      ///< host: in the file
+    uint8_t reserved0[32];
+    // host
+    uint64_t receive_tail;     ///< end of what can be read
+    uint64_t receive_inband;   ///< what lies before has been put into the pair. Under read_lock
+    uint64_t send_head;        ///< acknowledged up to here
+    uint32_t send_limit;       ///< bytes of the ring that may be used
+    uint32_t closed;           ///< ALPS_RING_* that are in-band
+    uint32_t end_of_stream;    ///< 1: nothing will follow receive_tail
+    uint32_t pair_drained;
+    uint8_t reserved1[24];
+    // readers
+    uint32_t read_lock;
+    uint32_t read_bell;        ///< host sets, reader clears
+    uint64_t receive_head;     ///< read up to here
+    uint8_t reserved2[48];
+    // writers
+    uint32_t write_lock;
+    uint32_t write_bell;
+    uint64_t send_tail;        ///< written up to here
+    uint32_t pair_started, pair_finished;
+    uint8_t reserved3[40];
+} alps_stream_ring;
+_Static_assert(sizeof(alps_stream_ring) == 256, "layout");
+
+typedef struct alps_stream_ring_info {
+    uint64_t bytes;       ///< of the file
+    uint32_t directions;  ///< ALPS_RING_* in force
+    uint32_t is_first;    ///< ALPS_RING_* that the asker has to open, see above
+} alps_stream_ring_info;
+
+#endif

@@ -25,6 +25,11 @@ static long eventually(int fd, unsigned long request, long wanted) {
     return value;
 }
 
+static void at_least(int fd, unsigned long request, long wanted) {
+    int value = -1;
+    for (long deadline = now() + 10000; value < wanted && now() < deadline; usleep(2000)) MUST(ioctl(fd, request, &value));
+}
+
 /* Sends until there is no room for a while. */
 static uint64_t fill(int fd, uint64_t position, size_t call) {
     uint64_t start = position;
@@ -60,6 +65,7 @@ static void be_peer(int port, int orders, int answers) {
             value = got < 0 ? (uint64_t)errno : 0;
             break;
         }
+        case 'p': value = received; break;
         case 'o': MUST(send(fd, "!", 1, MSG_OOB)); break;
         case 'w': MUST(shutdown(fd, SHUT_WR)); break;
         case 'q': MUST(eventually(fd, FIONREAD, (long)order.count)), value = order.count; break;
@@ -125,11 +131,17 @@ static void unload(int fd) {
     answer();
 }
 
+static int orders[2], answers[2];
+
+static void open_pipes(void) {
+    MUST(pipe2(orders, O_CLOEXEC));
+    MUST(pipe2(answers, O_CLOEXEC));
+    to_peer = orders[1], from_peer = answers[0];
+}
+
 /* Connects the two. The peer's socket is its own, ours as well: so both may have rings. */
-static void meet(void) {
-    int orders[2], answers[2], listener = listening(), port = port_of(listener);
-    MUST(pipe(orders));
-    MUST(pipe(answers));
+static void meet_over_pipes(void) {
+    int listener = listening(), port = port_of(listener);
     if ((peer = fork()) == 0) {
         close(orders[1]), close(answers[0]), close(listener);
         be_peer(port, orders[0], answers[1]);
@@ -137,10 +149,12 @@ static void meet(void) {
     close(orders[0]), close(answers[1]);
     near = (int)MUST(accept(listener, NULL, NULL));
     close(listener);
-    to_peer = orders[1], from_peer = answers[0];
-    fcntl(to_peer, F_SETFD, FD_CLOEXEC);
-    fcntl(from_peer, F_SETFD, FD_CLOEXEC);
     out = in = 0;
+}
+
+static void meet(void) {
+    open_pipes();
+    meet_over_pipes();
 }
 
 static void part(void) {

@@ -52,6 +52,8 @@ package final class Kernel {
     package let sockets: SocketLayer
     package let zones: ZoneMemory
     package let netlink: Netlink
+    /// Streams of clients with rings in shared memory.
+    let streamRings = StreamRingWatch()
     package let linkSockets: LinkSockets
     /// The live host's event loop; nil in virtual time.
     package var reactor: Reactor?

@@ -66,7 +66,7 @@ func setUp() {
         if let token = variable("ALPS_STRICT") { activation.strictToken = UInt(strtoul(token, nil, 16)) }
         if let doorway { findDoorway(doorway) }
         if let ranges = variable("ALPS_BYPASS") { parseBypassRanges(ranges) }
-        alps_shim_at_fork(alpsShimAfterFork)
+        alps_shim_at_fork(alpsShimBeforeFork, alpsShimAfterFork)
         activation.active = true
     }
     activation.ready = true
@@ -74,7 +74,13 @@ func setUp() {
 }
 
 @c
-func alpsShimAfterFork() { dropForeignSession() }
+func alpsShimBeforeFork() { forks &+= 1 }
+
+@c
+func alpsShimAfterFork() {
+    dropForeignSession()
+    forgetRingUsers()
+}
 
 @c(alps_shim_ready)
 public func readyForEntryPoints() { ensureReady() }
@@ -88,6 +94,7 @@ public func isActive() -> Int32 {
 /// In-band for good (client.h, 5): all sockets of this process.
 @c(alps_shim_confined)
 public func processConfinesItself() {
+    if !activation.confined { returnAllToPairs(inheritedOnly: false) }
     activation.confined = true
 }
 

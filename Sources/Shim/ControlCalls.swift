@@ -21,6 +21,11 @@ public func shimIoctl(_ descriptor: Int32, _ command: UInt, _ argument: UnsafeMu
         return 0
     case alps_FIONREAD where found.pointee.kind == .listener: return fail(EINVAL)
     case alps_FIONREAD:
+        if found.pointee.kind == .stream, found.pointee.ring != 0, let unread = unreadInRing(descriptor) {
+            guard let argument, isWritable(argument, 4) else { return fail(EFAULT) }
+            argument.storeBytes(of: Int32(truncatingIfNeeded: unread), as: Int32.self)
+            return 0
+        }
         // What lies in a stream's pair is what a read would bring.
         return found.pointee.isDatagram
             ? nextDatagramSize(descriptor, found, argument)

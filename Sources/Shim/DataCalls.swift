@@ -24,7 +24,9 @@ public func shimRead(_ descriptor: Int32, _ buffer: UnsafeMutableRawPointer?, _ 
     switch kind(of: descriptor) {
     case .native: return real.read.unsafelyUnwrapped(descriptor, buffer, count)
     case .stream:
+        if hasRing(descriptor) { return receiveThroughRing(descriptor, buffer: buffer, count, 0) }
         let got = real.read.unsafelyUnwrapped(descriptor, buffer, count)
+        noteRead(descriptor, got)
         return got > 0 || count == 0 ? got : finishRead(descriptor, got)
     case .unknown:
         let got = real.read.unsafelyUnwrapped(descriptor, buffer, count)
@@ -59,7 +61,11 @@ public func shimReadv(_ descriptor: Int32, _ vector: UnsafePointer<iovec>?, _ co
     switch kind(of: descriptor) {
     case .native, .unknown: return real.readv.unsafelyUnwrapped(descriptor, vector, count)
     case .stream:
+        if hasRing(descriptor), let vector, (1...1024).contains(count) {
+            return receiveThroughRing(descriptor, vector, Int(count), 0)
+        }
         let got = real.readv.unsafelyUnwrapped(descriptor, vector, count)
+        noteRead(descriptor, got)
         return got > 0 ? got : finishRead(descriptor, got)
     case .datagram, .connectedDatagram:
         guard let found = entry(of: descriptor) else { return fail(EBADF) }
@@ -128,10 +134,12 @@ public func shimRecvfrom(
         return real.recvfrom.unsafelyUnwrapped(descriptor, buffer, count, flags, address, length)
     case .stream:
         if flags & specialFlags != 0 { return receiveSpecial(descriptor, buffer, count, flags) }
-        if flags & Int32(MSG_TRUNC | MSG_PEEK) == Int32(MSG_TRUNC) { return discard(descriptor, count, flags) }
+        if address != nil, let length { length.pointee = 0 }
+        if hasRing(descriptor) { return receiveThroughRing(descriptor, buffer: buffer, count, flags) }
+        if flags & Int32(MSG_TRUNC | MSG_PEEK) == Int32(MSG_TRUNC) { return discardFromPair(descriptor, count, flags) }
         // The pair would name the host's end; a TCP stream has no address here.
         let got = real.recvfrom.unsafelyUnwrapped(descriptor, buffer, count, flags, nil, nil)
-        if address != nil, let length { length.pointee = 0 }
+        noteRead(descriptor, got)
         return got > 0 || count == 0 ? got : finishRead(descriptor, got)
     case .datagram, .connectedDatagram:
         let got = receiveBytes(descriptor, buffer, count, flags, address, length)
@@ -169,10 +177,17 @@ public func shimRecvmsg(_ descriptor: Int32, _ message: UnsafeMutablePointer<msg
             let first = message.pointee.msg_iovlen > 0 ? message.pointee.msg_iov?.pointee : nil
             return receiveSpecial(descriptor, first?.iov_base, first?.iov_len ?? 0, flags)
         }
+        if hasRing(descriptor), let parts = message.pointee.msg_iov, (1...1024).contains(message.pointee.msg_iovlen) {
+            message.pointee.msg_namelen = 0
+            message.pointee.msg_controllen = 0
+            message.pointee.msg_flags = 0
+            return receiveThroughRing(descriptor, parts, message.pointee.msg_iovlen, flags)
+        }
         var inner = message.pointee
         inner.msg_name = nil
         inner.msg_namelen = 0
         let got = real.recvmsg.unsafelyUnwrapped(descriptor, &inner, flags)
+        noteRead(descriptor, got)
         message.pointee.msg_namelen = 0
         message.pointee.msg_controllen = inner.msg_controllen
         message.pointee.msg_flags = inner.msg_flags
@@ -241,7 +256,7 @@ private func monotonicNanoseconds() -> Int64 {
 
 /// MSG_TRUNC on a stream: what is read is thrown away (tcp(7)), the buffer need not be there.
 @inline(never)
-private func discard(_ descriptor: Int32, _ count: Int, _ flags: Int32) -> Int {
+func discardFromPair(_ descriptor: Int32, _ count: Int, _ flags: Int32) -> Int {
     var scrap = [4096 of UInt8](repeating: 0)
     var flags = flags & ~Int32(MSG_TRUNC)
     var done = 0
@@ -306,7 +321,9 @@ public func shimWrite(_ descriptor: Int32, _ buffer: UnsafeRawPointer?, _ count:
     switch kind(of: descriptor) {
     case .native, .unknown: return real.write.unsafelyUnwrapped(descriptor, buffer, count)
     case .stream:
+        if hasRing(descriptor), count > 0 { return sendThroughRing(descriptor, buffer: buffer, count, 0) }
         let sent = real.write.unsafelyUnwrapped(descriptor, buffer, count)
+        noteWritten(descriptor, sent)
         return sent >= 0 ? sent : finishWrite(descriptor)
     case .datagram, .connectedDatagram:
         let sent = sendBytes(descriptor, buffer, count, 0, nil, 0)
@@ -330,7 +347,11 @@ public func shimWritev(_ descriptor: Int32, _ vector: UnsafePointer<iovec>?, _ c
     switch kind(of: descriptor) {
     case .native, .unknown: return real.writev.unsafelyUnwrapped(descriptor, vector, count)
     case .stream:
+        if hasRing(descriptor), let vector, (1...1024).contains(count) {
+            return sendThroughRing(descriptor, vector, Int(count), 0)
+        }
         let sent = real.writev.unsafelyUnwrapped(descriptor, vector, count)
+        noteWritten(descriptor, sent)
         return sent >= 0 ? sent : finishWrite(descriptor)
     case .datagram, .connectedDatagram:
         guard let found = entry(of: descriptor) else { return fail(EBADF) }
@@ -368,7 +389,9 @@ public func shimSendto(
         return real.sendto.unsafelyUnwrapped(descriptor, buffer, count, flags, address, length)
     case .stream:
         if flags & Int32(MSG_OOB) != 0 { return sendUrgent(descriptor, buffer, count, flags) }
+        if hasRing(descriptor), count > 0 { return sendThroughRing(descriptor, buffer: buffer, count, flags) }
         let sent = real.sendto.unsafelyUnwrapped(descriptor, buffer, count, flags, nil, 0)
+        noteWritten(descriptor, sent)
         return sent >= 0 ? sent : finishWrite(descriptor)
     case .datagram, .connectedDatagram:
         let sent = sendBytes(descriptor, buffer, count, flags, address, length)
@@ -397,6 +420,7 @@ public func shimSendmsg(_ descriptor: Int32, _ message: UnsafePointer<msghdr>?, 
     switch socketKind(descriptor) {
     case .native, .unknown:
         // In-band for good (client.h, 5): descriptors that are passed along here.
+        if message.pointee.msg_controllen > 0 { returnPassedToPairs(message.pointee) }
         return real.sendmsg.unsafelyUnwrapped(descriptor, message, flags)
     case .stream:
         // Control messages and an address would mean something to the pair that they do not mean to a stream.
@@ -406,7 +430,11 @@ public func shimSendmsg(_ descriptor: Int32, _ message: UnsafePointer<msghdr>?, 
         inner.msg_control = nil
         inner.msg_controllen = 0
         if flags & Int32(MSG_OOB) != 0 { return sendUrgent(descriptor, inner, flags) }
+        if hasRing(descriptor), let parts = inner.msg_iov, (1...1024).contains(inner.msg_iovlen) {
+            return sendThroughRing(descriptor, parts, inner.msg_iovlen, flags)
+        }
         let sent = real.sendmsg.unsafelyUnwrapped(descriptor, &inner, flags)
+        noteWritten(descriptor, sent)
         return sent >= 0 ? sent : finishWrite(descriptor)
     case .datagram, .connectedDatagram:
         guard let found = entry(of: descriptor) else { return fail(EBADF) }
@@ -459,6 +487,8 @@ func brokenPipe(_ flags: Int32) -> Int {
 private func sendUrgent(_ descriptor: Int32, _ buffer: UnsafeRawPointer?, _ count: Int, _ flags: Int32) -> Int {
     guard let buffer, count > 0 else { return 0 }
     guard let found = stackSocket(descriptor) else { return fail(EBADF) }
+    // The urgent byte goes another way, behind all that was written.
+    returnToPairForGood(descriptor)
     if count > 1 {
         let sent = real.sendto.unsafelyUnwrapped(descriptor, buffer, count - 1, flags & ~Int32(MSG_OOB), nil, 0)
         guard sent >= 0 else { return finishWrite(descriptor) }

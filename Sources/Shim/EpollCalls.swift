@@ -27,6 +27,13 @@ public func shimEpollControl(
     if operation != Control.delete, let event, event.loadUnaligned(as: UInt32.self) & urgent != 0 {
         watchUrgent(descriptor)
     }
+    let edgeTriggered: UInt32 = 1 << 31
+    if operation != Control.delete, let event, event.loadUnaligned(as: UInt32.self) & edgeTriggered != 0,
+        kind(of: descriptor) == .stream, hasRing(descriptor)
+    {
+        // The byte in the pair that makes a ring readable is one edge, however much follows it.
+        returnToPair(descriptor, forGood: false)
+    }
     let result = alps_sys_epoll_ctl(epoll, operation, descriptor, event)
     guard result == 0, let found = entry(of: descriptor), found.pointee.isStream || found.pointee.isPacket else { return result }
     if operation == Control.delete {

@@ -20,7 +20,7 @@ enum Kind {
     case hidden
 }
 
-/// One descriptor. 48 bytes, no pointers: a fork's child has a valid copy.
+/// One descriptor. 64 bytes, no pointers: a fork's child has a valid copy.
 struct Entry {
     var handle: UInt64
     /// SO_COOKIE of the pair: proof that the number still means the same socket although it may have been closed by a way
@@ -37,10 +37,19 @@ struct Entry {
     var ancillary: UInt8
     /// AF_INET, AF_NETLINK or AF_PACKET.
     var domain: UInt8
+    /// See StreamRings.
+    var ringState: UInt8 = 0
+    /// 1 more than its place among the mapped rings; 0: it has none.
+    var ring: UInt16 = 0
     /// The epoll instance that the descriptor was registered with last, and with what; events 0: none is known.
     var epoll: Int32
     var epollEvents: UInt32
     var epollData: UInt64
+    /// Bytes that came and went in large calls, since the last time that this was made something of.
+    var bulkRead: UInt32 = 0
+    var bulkWritten: UInt32 = 0
+    /// Value of `forks` when this process got the descriptor.
+    var born: UInt32 = 0
 
     // state
     /// A connect without waiting is under way.
@@ -129,6 +138,7 @@ func clearEntry(_ descriptor: Int32) {
     guard let found = entry(of: descriptor), found.pointee.kind != .unknown, alps_shim_borrows_memory() == 0 else {
         return
     }
+    dropRing(found)
     memset(found, 0, MemoryLayout<Entry>.size)
 }
 
@@ -137,7 +147,9 @@ func copyEntry(from: Int32, to: Int32) {
     let source = entry(of: from)
     if let source, source.pointee.kind != .unknown, source.pointee.kind != .hidden {
         fileTable.highest = max(fileTable.highest, UInt32(to))
+        dropRing(target)
         target.pointee = source.pointee
+        shareRing(target)
     } else {
         clearEntry(to)
     }
@@ -164,6 +176,7 @@ func isHidden(_ descriptor: Int32) -> Bool {
 
 func markNative(_ descriptor: Int32) {
     guard let found = writableEntry(of: descriptor) else { return }
+    dropRing(found)
     memset(found, 0, MemoryLayout<Entry>.size)
     found.pointee.kind = .native
 }
@@ -186,7 +199,9 @@ func register(_ descriptor: Int32, _ info: alps_socket_info, fresh: Bool) -> Ent
         new.kind = UInt32(info.flags) & ALPS_INFO_CONNECTED != 0 ? .connectedDatagram : .datagram
         if new.kind == .connectedDatagram { readiness.mayDiffer = true }
     }
-    if fresh { new.state = Entry.ancillaryKnown }
+    new.born = forks
+    if fresh { new.state = Entry.ancillaryKnown } else { new.ringState = Entry.inBandForGood }
+    dropRing(found)
     found.pointee = new
     return found
 }

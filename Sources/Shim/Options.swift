@@ -62,6 +62,8 @@ public func shimSetsockopt(
     if found.pointee.isPacket, let answer = setPacketOption(found, level, name, value, length) { return answer }
     let isPairs = level == SOL_SOCKET && isPairOption(name, found)
     if isPairs {
+        // They count what lies in the pair.
+        if name == SO_RCVLOWAT || name == SO_PEEK_OFF { returnToPairForGood(descriptor) }
         // The kernel waits on the pair, so it needs the time-out or the mark; the host needs to know the time-out of a
         // connect.
         let result = real.setsockopt.unsafelyUnwrapped(descriptor, level, name, value, length)

@@ -122,6 +122,7 @@ private func release(_ environment: CompletedEnvironment) {
 private func complete(_ environment: StringVector?) -> CompletedEnvironment {
     let unchanged = CompletedEnvironment(vector: environment, memory: nil, bytes: 0)
     guard activation.active, let library = activation.library else { return unchanged }
+    returnAllToPairs(inheritedOnly: true)
     var count = 0
     var preload: UnsafePointer<CChar>?
     if let environment {

@@ -42,7 +42,12 @@ public func shimSendfile(
     ensureReady()
     switch way(target) {
     case .kernel:
+        if kind(of: target) == .stream, hasRing(target) {
+            let sent = sendFileThroughRing(target, source, offset, count)
+            if sent != -2 { return sent }
+        }
         let sent = real.sendfile.unsafelyUnwrapped(target, source, offset, count)
+        if kind(of: target) == .stream { noteWritten(target, sent) }
         return sent >= 0 || kind(of: target) != .stream ? sent : finishWrite(target)
     case .refused: return brokenPipe(0)
     case .memory: return sendFileAsDatagrams(target, source, offset, count)
@@ -114,6 +119,9 @@ public func shimSplice(
         guard targetOffset == nil else { return fail(ESPIPE) }
         return spliceToDatagrams(source, target, count, flags)
     }
+    // The kernel moves from and to pairs only.
+    returnToPairForGood(source)
+    returnToPairForGood(target)
     let moved = real.splice.unsafelyUnwrapped(source, sourceOffset, target, targetOffset, count, flags)
     guard moved <= 0, count > 0, activation.active else { return moved }
     if kind(of: source) == .stream { return finishRead(source, moved) }
@@ -156,6 +164,9 @@ public func shimPreadv2(
     _ descriptor: Int32, _ vector: UnsafePointer<iovec>?, _ count: Int32, _ offset: off_t, _ flags: Int32
 ) -> Int {
     ensureReady()
+    if offset == -1, kind(of: descriptor) == .stream, hasRing(descriptor), let vector, (1...1024).contains(count) {
+        return receiveThroughRing(descriptor, vector, Int(count), flags & noWait != 0 ? Int32(MSG_DONTWAIT) : 0)
+    }
     guard offset == -1, case .memory = way(descriptor) else {
         let got = real.preadv2.unsafelyUnwrapped(descriptor, vector, count, offset, flags)
         return got < 0 && offset == -1 && kind(of: descriptor) == .stream ? finishRead(descriptor, got) : got
@@ -179,6 +190,9 @@ public func shimPwritev2(
     _ descriptor: Int32, _ vector: UnsafePointer<iovec>?, _ count: Int32, _ offset: off_t, _ flags: Int32
 ) -> Int {
     ensureReady()
+    if offset == -1, kind(of: descriptor) == .stream, hasRing(descriptor), let vector, (1...1024).contains(count) {
+        return sendThroughRing(descriptor, vector, Int(count), flags & noWait != 0 ? Int32(MSG_DONTWAIT) : 0)
+    }
     guard offset == -1, case .memory = way(descriptor) else {
         let sent = real.pwritev2.unsafelyUnwrapped(descriptor, vector, count, offset, flags)
         return sent < 0 && offset == -1 && kind(of: descriptor) == .stream ? finishWrite(descriptor) : sent

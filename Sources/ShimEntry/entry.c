@@ -30,7 +30,7 @@ void alps_shim_lock(void) {
 
 void alps_shim_unlock(void) { __atomic_store_n(&lock_word, 0, __ATOMIC_RELEASE); }
 void alps_shim_lock_reset(void) { __atomic_store_n(&lock_word, 0, __ATOMIC_RELEASE); }
-void alps_shim_at_fork(void (*child)(void)) { pthread_atfork(NULL, NULL, child); }
+void alps_shim_at_fork(void (*before)(void), void (*child)(void)) { pthread_atfork(before, NULL, child); }
 
 // Threads that look a name up, by number. Not a thread-local: that would leave a symbol in the dynamic table.
 enum { most_resolving = 64 };

@@ -16,7 +16,10 @@ static int close_cookie(void *cookie) { return close((int)(long)cookie); }
 FILE *fdopen(int fd, const char *mode) {
     static FILE *(*next)(int, const char *);
     if (!next) next = (FILE * (*)(int, const char *)) alps_shim_next("fdopen");
-    if (!alps_shim_has_headers(fd)) return next(fd, mode);
+    if (!alps_shim_has_headers(fd)) {
+        alps_shim_in_band(fd);
+        return next(fd, mode);
+    }
     cookie_io_functions_t functions = {.read = read_cookie, .write = write_cookie, .close = close_cookie};
     FILE *stream = fopencookie((void *)(long)fd, mode, functions);
     // For fileno().

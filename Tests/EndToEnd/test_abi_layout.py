@@ -59,6 +59,7 @@ def structures():
 
 def layout(directory):
     lines = ["#include <stdio.h>", "#include <stddef.h>", "#include <alps/alps.h>", "#include <alps-client/client.h>",
+             "#include <alps-client/stream-ring.h>",
              "int main(void) {"]
     for header, name, names in structures():
         lines.append(f'printf("{header} {name} %zu\\n", sizeof({name}));')

@@ -157,11 +157,50 @@ static inline long alps_sys_poll_many(struct pollfd *entries, unsigned count, co
 static inline void *alps_sys_mmap(void *address, size_t length, int protection, int flags, int fd, off_t offset) {
     return (void *)syscall(SYS_mmap, address, length, protection, flags, fd, offset);
 }
+static inline int alps_sys_madvise(void *address, size_t length, int advice) {
+    return (int)syscall(SYS_madvise, address, length, advice);
+}
+static inline int alps_sys_ioctl(int fd, unsigned long request, void *argument) {
+    return (int)syscall(SYS_ioctl, fd, request, argument);
+}
 static inline int alps_sys_munmap(void *address, size_t length) { return (int)syscall(SYS_munmap, address, length); }
 /// A word that the host writes.
 static inline uint32_t alps_load_word(const volatile void *word) {
     return __atomic_load_n((const volatile uint32_t *)word, __ATOMIC_ACQUIRE);
 }
+// Words of memory that other processes write, too.
+static inline uint64_t alps_load_position(const volatile void *word) {
+    return __atomic_load_n((const volatile uint64_t *)word, __ATOMIC_ACQUIRE);
+}
+static inline void alps_store_position(volatile void *word, uint64_t value) {
+    __atomic_store_n((volatile uint64_t *)word, value, __ATOMIC_RELEASE);
+}
+static inline uint32_t alps_exchange_word(volatile void *word, uint32_t value) {
+    return __atomic_exchange_n((volatile uint32_t *)word, value, __ATOMIC_SEQ_CST);
+}
+static inline int alps_swap_word(volatile void *word, uint32_t expected, uint32_t value) {
+    return __atomic_compare_exchange_n((volatile uint32_t *)word, &expected, value, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
+}
+static inline void alps_count_word(volatile void *word) { __atomic_fetch_add((volatile uint32_t *)word, 1, __ATOMIC_SEQ_CST); }
+static inline void alps_pause(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#else
+    __asm__ volatile("yield");
+#endif
+}
+static inline uint32_t alps_sys_thread(void) { return (uint32_t)syscall(SYS_gettid); }
+/// False if there is no such thread (any more).
+static inline int alps_sys_thread_exists(uint32_t thread) { return syscall(SYS_tkill, thread, 0) == 0 || errno != ESRCH; }
+/// Waits, at most so long, until a word that other processes see is no longer `expected`; -1 with ETIMEDOUT.
+static inline long alps_sys_futex_wait_shared(volatile void *word, uint32_t expected, int milliseconds) {
+    struct timespec limit = {milliseconds / 1000, (long)(milliseconds % 1000) * 1000000};
+    return syscall(SYS_futex, word, FUTEX_WAIT, expected, &limit, NULL, 0);
+}
+static inline void alps_sys_futex_wake_shared(volatile void *word) {
+    syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+}
+static inline long alps_sys_read(int fd, void *bytes, size_t count) { return syscall(SYS_read, fd, bytes, count); }
 static inline int alps_sys_memfd(const char *name, int flags) { return (int)syscall(SYS_memfd_create, name, flags); }
 static inline long alps_sys_write(int fd, const void *bytes, size_t count) {
     return syscall(SYS_write, fd, bytes, count);

@@ -6,6 +6,8 @@
 // types in both. What only _GNU_SOURCE shows is declared at the end.
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
+#include <linux/futex.h>
 #include <linux/if_ether.h>
 #include <linux/if_packet.h>
 #include <linux/if_tun.h>
@@ -29,6 +31,7 @@
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 #include <sys/un.h>
@@ -165,6 +168,24 @@ static inline uint32_t alps_load_acquire(const volatile void *word) {
 }
 static inline void alps_store_release(volatile void *word, uint32_t value) {
     __atomic_store_n((volatile uint32_t *)word, value, __ATOMIC_RELEASE);
+}
+static inline uint64_t alps_load_position(const volatile void *word) {
+    return __atomic_load_n((const volatile uint64_t *)word, __ATOMIC_ACQUIRE);
+}
+static inline void alps_store_position(volatile void *word, uint64_t value) {
+    __atomic_store_n((volatile uint64_t *)word, value, __ATOMIC_RELEASE);
+}
+/// What is written before is seen before anything that is read behind it.
+static inline void alps_full_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+/// Takes a lock word that is free.
+static inline int alps_try_lock_word(volatile void *word, uint32_t owner) {
+    uint32_t none = 0;
+    return __atomic_compare_exchange_n((volatile uint32_t *)word, &none, owner, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
+}
+/// Frees a lock word, and wakes whoever waits for it.
+static inline void alps_unlock_word(volatile void *word, uint32_t waited) {
+    if (__atomic_exchange_n((volatile uint32_t *)word, 0, __ATOMIC_SEQ_CST) & waited)
+        syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
 }
 /// Allocates the pages of a file, so that a later write cannot fail for want of them; 0 or errno.
 static inline int alps_allocate_pages(int fd, size_t bytes) { return posix_fallocate(fd, 0, (off_t)bytes); }

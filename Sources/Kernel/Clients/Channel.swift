@@ -47,6 +47,9 @@ class Channel: SocketChannel {
     /// The pair has events.
     func ready(_ events: UInt32) {}
 
+    /// The host is about to close its end.
+    func pairCloses() {}
+
     /// Everything the application has written so far is taken over, as far as there is room.
     func drain() {}
 
@@ -100,6 +103,7 @@ class Channel: SocketChannel {
     /// Closes the host's end. With a byte left unread in it the application gets ECONNRESET.
     final func closePair() {
         guard descriptor >= 0 else { return }
+        pairCloses()
         kernel.reactor?.remove(descriptor, handler: watcher)
         retry = nil
         close(descriptor)

@@ -104,7 +104,7 @@ enum ClientRequests {
         socket.inode = pair.inode
         do {
             socket.channel = socket.isStream
-                ? try InBandStreamChannel(socket, descriptor: pair.host, cookie: pair.cookie, isAccepted: false)
+                ? try StreamChannel(socket, descriptor: pair.host, cookie: pair.cookie, isAccepted: false)
                 : try InBandDatagramChannel(socket, descriptor: pair.host, cookie: pair.cookie)
         } catch {
             close(pair.host)
@@ -202,10 +202,27 @@ enum ClientRequests {
             guard let channel = socket.channel as? InBandDatagramChannel else { return session.reply(frame, error: EOPNOTSUPP) }
             session.reply(frame, error: payload.withUnsafeBytes { channel.requeue($0) })
         case UInt32(ALPS_OP_WATCH_URGENT):
-            guard let channel = socket.channel as? InBandStreamChannel else { return session.reply(frame, error: ENOTCONN) }
+            guard let channel = socket.channel as? StreamChannel else { return session.reply(frame, error: ENOTCONN) }
             session.reply(frame, error: channel.watchUrgent(socket))
+        case UInt32(ALPS_OP_STREAM_RING):
+            guard let directions = load(payload, UInt32.self) else { return session.reply(frame, error: EINVAL) }
+            guard let channel = socket.channel as? StreamChannel else { return session.reply(frame, error: EOPNOTSUPP) }
+            let (error, information) = channel.openRing(socket, directions)
+            guard error == 0, let ring = channel.ring else { return session.reply(frame, error: error == 0 ? EAGAIN : error) }
+            session.reply(frame, bytes(information), passing: fcntl(ring.descriptor, F_DUPFD_CLOEXEC, 0))
+        case UInt32(ALPS_OP_STREAM_PAIR):
+            guard let directions = load(payload, UInt32.self) else { return session.reply(frame, error: EINVAL) }
+            (socket.channel as? StreamChannel)?.closeRing(socket, directions)
+            session.reply(frame)
+        case UInt32(ALPS_OP_STREAM_BELL):
+            (socket.channel as? StreamChannel)?.ringBell()
+            session.reply(frame)
         case UInt32(ALPS_OP_SEND_OOB):
             guard let byte = payload.first, socket.isStream else { return session.reply(frame, error: EOPNOTSUPP) }
+            // It comes behind what has been written: writers have to have come back to the pair.
+            guard (socket.channel as? StreamChannel)?.ring?.isActive(ALPS_RING_SEND) != true else {
+                return session.reply(frame, error: EAGAIN)
+            }
             let written = socket.write([byte], flags: UInt32(ALPS_SENT_OOB))
             session.reply(frame, error: written == 1 ? 0 : (written < 0 ? Int32(-written) : EAGAIN))
         case UInt32(ALPS_OP_RECV_OOB):
@@ -280,7 +297,7 @@ enum ClientRequests {
         }
         guard socket.isStream, request.flags & UInt32(ALPS_CONNECT_NOWAIT) == 0 else {
             if socket.isStream, request.plug_bytes > 0, !socket.isConnecting, !socket.isConnected {
-                (socket.channel as? InBandStreamChannel)?.expectPlug(Int(request.plug_bytes))
+                (socket.channel as? StreamChannel)?.expectPlug(Int(request.plug_bytes))
             }
             let status = socket.connect(address)
             socket.markDirty()

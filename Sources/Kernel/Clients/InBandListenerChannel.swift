@@ -66,7 +66,7 @@ final class InBandListenerChannel: Channel {
                 let pair = try SocketPair(
                     type: Int32(SOCK_STREAM.rawValue), handle: child.handle, stack: kernel.name, seeded: true)
                 do {
-                    child.channel = try InBandStreamChannel(child, descriptor: pair.host, cookie: pair.cookie, isAccepted: true)
+                    child.channel = try StreamChannel(child, descriptor: pair.host, cookie: pair.cookie, isAccepted: true)
                 } catch {
                     close(pair.host)
                     close(pair.application)

@@ -14,7 +14,7 @@ struct SocketPair {
     let inode: UInt64
 
     /// `type` is SOCK_STREAM or SOCK_SEQPACKET. A stream's application end gets its seed byte here, see
-    /// InBandStreamChannel.
+    /// StreamChannel.
     init(type: Int32, handle: SocketHandle, stack: String, seeded: Bool) throws {
         var ends: [Int32] = [-1, -1]
         guard socketpair(AF_UNIX, type | Int32(SOCK_CLOEXEC.rawValue), 0, &ends) == 0 else {

@@ -146,13 +146,14 @@ package final class Reactor {
         let count = wait()
         clock { $0.update() }
         for index in 0..<max(Int(count), 0) { dispatch(events[index]) }
+        kernel.streamRings.look()
         kernel.endTurn()
         while let handler = retired.popLast() { handler.release() }
     }
 
     private func wait() -> Int32 {
         var timeout = timespec()
-        if kernel.hasPendingWork { return epoll_wait(epoll, events, Int32(Self.batch), 0) }
+        if kernel.hasPendingWork || !kernel.streamRings.maySleep() { return epoll_wait(epoll, events, Int32(Self.batch), 0) }
         let deadline = kernel.nextDeadline
         if deadline == .max { return epoll_wait(epoll, events, Int32(Self.batch), -1) }
         let now = clock {

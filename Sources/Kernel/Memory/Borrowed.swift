@@ -11,5 +11,7 @@ struct Borrowed<Object: AnyObject> {
         try reference._withUnsafeGuaranteedRef(body)
     }
 
+    func isSame(_ other: Self) -> Bool { reference.toOpaque() == other.reference.toOpaque() }
+
     func names(_ object: Object) -> Bool { reference.toOpaque() == Unmanaged.passUnretained(object).toOpaque() }
 }

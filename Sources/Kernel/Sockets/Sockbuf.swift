@@ -13,23 +13,42 @@ extension Socket {
         return true
     }
 
-    /// Changes how much of a ring may be used. A ring in use grows if it has to; it never shrinks.
+    /// Changes how much of a ring may be used. A ring in use grows if it has to, unless a client maps it; it never shrinks.
     func setLimit(_ buffer: inout alps_sockbuf, _ limit: UInt32) {
         guard buffer.base != nil, limit > buffer.capacity else {
             buffer.limit = limit
             return
         }
-        guard let ext = arena.allocate(capacity: Int(limit)) else {
+        let isMapped = buffer.ext != nil && (buffer.ext == mappedBuffers.send || buffer.ext == mappedBuffers.receive)
+        guard !isMapped, let ext = arena.allocate(capacity: Int(limit)) else {
             buffer.limit = buffer.capacity
             return
         }
+        replace(&buffer, with: ext)
+        buffer.limit = limit
+    }
+
+    /// The buffers live in memory that a client maps from now on. `ext` is not smaller than what there is, and owned by the
+    /// socket then.
+    func moveSendBuffer(to ext: UnsafeMutablePointer<alps_ext>) {
+        replace(&raw.pointee.snd, with: ext)
+        raw.pointee.snd.limit = min(raw.pointee.snd.limit, ext.pointee.length)
+        mappedBuffers.send = ext
+    }
+
+    func moveReceiveBuffer(to ext: UnsafeMutablePointer<alps_ext>) {
+        replace(&raw.pointee.rcv, with: ext)
+        raw.pointee.rcv.limit = min(raw.pointee.rcv.limit, ext.pointee.length)
+        mappedBuffers.receive = ext
+    }
+
+    private func replace(_ buffer: inout alps_sockbuf, with ext: UnsafeMutablePointer<alps_ext>) {
         copyRing(buffer, to: ext)
         // Segments under way may still refer to the old ring.
         if let old = buffer.ext { Arena.release(old) }
         buffer.ext = ext
         buffer.base = ext.pointee.base
         buffer.capacity = ext.pointee.length
-        buffer.limit = limit
     }
 
     /// More room, because the path takes it. What the application has chosen stays.
@@ -65,6 +84,7 @@ extension Socket {
     }
 
     func releaseBuffers() {
+        mappedBuffers = (nil, nil)
         Self.release(&raw.pointee.snd)
         Self.release(&raw.pointee.rcv)
     }
@@ -123,6 +143,7 @@ extension Socket {
         let tail = raw.pointee.snd.tail
         guard position > raw.pointee.snd.head, position <= tail else { return }
         raw.pointee.snd.head = position
+        if mappedBuffers.send != nil { markDirty() }
         guard isWriterWaiting else { return }
         let used = tail &- position
         let limit = UInt64(raw.pointee.snd.limit)
@@ -140,6 +161,7 @@ extension Socket {
         let edge = raw.pointee.rcv.head &+ min(UInt64(raw.pointee.rcv.limit), capacity)
         guard position < edge else { return 0 }
         let count = min(UInt64(length), edge &- position)
+        placedEdge = max(placedEdge, position &+ count)
         let start = Int(position & (capacity - 1))
         let first = min(Int(count), Int(capacity) - start)
         pool._withUnsafeGuaranteedRef { pool in

@@ -104,6 +104,10 @@ package final class Socket {
     var isReceiveSizeChosen: Bool { raw.pointee.options & ALPS_SO_RCVBUF_CHOSEN != 0 }
     /// Error messages about what was sent, kept for a program that asked for them (IP_RECVERR).
     var errors = ErrorQueue()
+    /// Streams: the storage of buffers that a client maps.
+    var mappedBuffers: (send: UnsafeMutablePointer<alps_ext>?, receive: UnsafeMutablePointer<alps_ext>?) = (nil, nil)
+    /// Streams: up to where anything has been placed in the receive buffer, in order or not.
+    var placedEdge: UInt64 = 0
     /// Streams: the urgent byte.
     var urgent = UrgentByte()
 

@@ -5,7 +5,7 @@ import PluginAPI
 package final class SocketLayer {
     /// What `alps stat` shows of the socket layer.
     enum Counter: Int, CaseIterable {
-        case made, refused, listenOverflows, datagramsDropped
+        case made, refused, listenOverflows, datagramsDropped, ringsOpened, ringsClosed, ringBells, ringViolations
 
         var name: String {
             switch self {
@@ -13,6 +13,10 @@ package final class SocketLayer {
             case .refused: "refused"
             case .listenOverflows: "listen_overflows"
             case .datagramsDropped: "datagrams_dropped"
+            case .ringsOpened: "rings_opened"
+            case .ringsClosed: "rings_closed"
+            case .ringBells: "ring_bells"
+            case .ringViolations: "ring_violations"
             }
         }
 
@@ -22,6 +26,10 @@ package final class SocketLayer {
             case .refused: "sockets not made for lack of memory or permission"
             case .listenOverflows: "connections refused since a listen queue was full"
             case .datagramsDropped: "datagrams dropped since a receive queue was full"
+            case .ringsOpened: "directions of streams that went over to shared memory"
+            case .ringsClosed: "directions of streams that came back from it"
+            case .ringBells: "times a client has woken the host for a ring"
+            case .ringViolations: "connections reset since a client has broken the rules of rings"
             }
         }
     }
@@ -52,6 +60,9 @@ package final class SocketLayer {
     var receiveSpace: Tunable!
     var maxSockbuf: Tunable!
     var somaxconn: Tunable!
+    /// Bytes of a ring that a client maps, and how many sockets may have such.
+    var ringSpace: Tunable!
+    var maxRings: Tunable!
     private var maxSockets: Tunable!
 
     package init() { counters.initialize(repeating: 0, count: Counter.allCases.count) }
@@ -85,6 +96,12 @@ package final class SocketLayer {
         maxSockbuf = tunables.add(
             "kern.ipc.maxsockbuf", "largest buffer a program may ask for, bytes", kind: .bytes, default: 8 << 20,
             range: 4608...(1 << 30))
+        ringSpace = tunables.add(
+            "kern.ipc.ringspace", "size of a stream's ring in shared memory, a power of two, bytes; 0: none are made",
+            kind: .bytes, default: 4 << 20, range: 0...(1 << 30))
+        maxRings = tunables.add(
+            "kern.ipc.maxrings", "most streams with rings in shared memory at a time", kind: .integer, default: 1024,
+            range: 0...(1 << 20))
         somaxconn = tunables.add(
             "kern.ipc.somaxconn", "longest queue of connections waiting for accept", kind: .integer, default: 4096,
             range: 1...65535)

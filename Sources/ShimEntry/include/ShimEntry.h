@@ -16,7 +16,7 @@ void alps_shim_unlock(void);
 void alps_shim_lock_reset(void);
 
 /// Registers what the child of a fork has to do.
-void alps_shim_at_fork(void (*child)(void));
+void alps_shim_at_fork(void (*before)(void), void (*child)(void));
 
 /// Brackets of a name look-up of this thread: in between, a name server on the loopback is the kernel's.
 void alps_shim_resolving_begin(void);
@@ -41,6 +41,8 @@ void alps_shim_ready(void);
 int alps_shim_is_active(void);
 /// True if datagrams in this descriptor's pair have a header in front.
 int alps_shim_has_headers(int fd);
+/// Code that knows nothing of rings is going to use this descriptor.
+void alps_shim_in_band(int fd);
 void alps_shim_forget(int fd);
 /// Around a close: what to wait for afterwards (SO_LINGER).
 unsigned long alps_shim_lingering(int fd);

@@ -1,5 +1,5 @@
 /* Bulk streams whose ends are killed, whose host is killed, whose memory is scribbled over, and which get no memory.
-   ring_faults serve PORT | client PORT | siblings PORT SEED ROUNDS | hostile PORT SEED | waiting PORT WAY | limits TEST */
+   ring_faults serve PORT | client PORT | siblings PORT SEED ROUNDS | hostile PORT SEED | waiting WAY | limits TEST */
 #include "ring_peer.h"
 
 #define HOSTILE_MAGIC 0x52504c41u
@@ -242,42 +242,27 @@ static int hostile(int port, uint64_t seed) {
 }
 
 /* The host dies while this waits, in one of many ways. */
-static int waiting(int port, const char *way) {
-    static unsigned char bytes[BIG];
-    reach(port);
-    make_written();
-    share_counts();
-    if (strcmp(way, "moving") == 0) {
-        say("ready");
-        use();
-        return 0;
-    }
-    for (int turn = 0; turn < 40; turn++) MUST(read(near, bytes, BIG));
-    fcntl(near, F_SETFL, O_NONBLOCK);
-    long last = now();
-    // All that comes is left alone from here on, or all read, until the server stops: then nothing moves any more.
-    uint64_t position = 0;
-    for (int reading = strcmp(way, "read") != 0; now() < last + 500;) {
-        ssize_t sent = send(near, written[0] + position % WRITER_PERIOD, BIG, MSG_NOSIGNAL);
-        if (sent > 0) position += (uint64_t)sent;
-        (void)reading;
-        if (position > 4 * MIB) break;
-    }
-    fcntl(near, F_SETFL, 0);
-    say("ready");
+static int waiting(const char *way) {
+    meet();
+    bulk(near);
+    if (strcmp(way, "unread") == 0) load(near);
+    if (strcmp(way, "write") == 0) fill(near, out, BIG);
+    stage("ready");
     if (strcmp(way, "poll") == 0) {
         struct pollfd entry = {near, POLLRDHUP, 0};
         poll(&entry, 1, 20000);
         say("poll: %d", (entry.revents & (POLLERR | POLLHUP)) != 0);
-    } else if (strcmp(way, "write") == 0) {
-        ssize_t sent;
-        while ((sent = send(near, bytes, BIG, MSG_NOSIGNAL)) > 0) usleep(100);
-        say("write: %s", errno == EPIPE || errno == ECONNRESET ? "reset" : strerrorname_np(errno));
     }
+    static unsigned char bytes[BIG];
+    if (strcmp(way, "write") == 0) report("write", write(near, bytes, BIG));
     ssize_t got;
     while ((got = read(near, bytes, BIG)) > 0) {
     }
-    say("read: %s", got == 0 ? "end" : errno == ECONNRESET ? "reset" : strerrorname_np(errno));
+    say("read: %s", got == 0 ? "end" : strerrorname_np(errno));
+    ssize_t sent = write(near, bytes, BIG);
+    say("write: %zd %s", sent, errno == EPIPE || errno == ECONNRESET ? "over" : strerrorname_np(errno));
+    close(near);
+    part();
     return 0;
 }
 
@@ -353,10 +338,10 @@ int main(int count, char **arguments) {
     signal(SIGPIPE, SIG_IGN);
     make_sequence();
     make_written();
+    if (strcmp(role, "waiting") == 0) return waiting(arguments[2]);
     int port = atoi(arguments[2]);
     if (strcmp(role, "serve") == 0) return serve(port);
     if (strcmp(role, "client") == 0) return share_counts(), reach(port), use(), 0;
     if (strcmp(role, "siblings") == 0) return siblings(port, strtoull(arguments[3], NULL, 10), atoi(arguments[4]));
-    if (strcmp(role, "hostile") == 0) return hostile(port, strtoull(arguments[3], NULL, 10));
-    return waiting(port, arguments[3]);
+    return hostile(port, strtoull(arguments[3], NULL, 10));
 }

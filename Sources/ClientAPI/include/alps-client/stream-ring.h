@@ -23,13 +23,13 @@
 /// over. ALPS_RING_OPENING: the client that asked first, and got `isFirst`, sets receive_head to receive_inband less what
 /// lies unread in the pair (FIONREAD), and frees the lock.
 ///
-/// Bells. The host watches the rings while it is awake. Before it sleeps it sets the bells to 1, and looks once more. Whoever
-/// moves send_tail and finds write_bell 1, or moves receive_head, finds read_bell 1 and leaves something in the ring or
-/// at least half of it free, sets it to 0 and sends ALPS_OP_STREAM_BELL.
+/// Bells. The host watches the rings while it is awake. Before it sleeps it sets the bells, and looks once more. Whoever moves
+/// send_tail and finds write_bell set, or moves receive_head and finds read_bell 2, or 1 while something is left in the ring,
+/// sets it to 0 and sends ALPS_OP_STREAM_BELL, after freeing the lock.
 ///
-/// Closing. A direction that is in-band again has its bit in `closed`; rings that are asked for anew go on in the same file,
-/// unless the host has made a larger one. A reader still takes what is in a closed ring's pair only: the host sends all of the
-/// rest in the pair. ALPS_RING_ENDED in `closed`: the socket is gone; what is in the ring may still be read.
+/// Closing. A direction that is in-band again has its bit in `closed`: the host puts all of the rest into the pair, and takes
+/// nothing but what comes in it. The host closes a direction, with its lock taken, where only the pair shows what happens:
+/// urgent data, the end of the stream, a reset. Rings that are asked for anew go on in the same file.
 #ifndef ALPS_STREAM_RING_H
 #define ALPS_STREAM_RING_H
 
@@ -38,7 +38,6 @@
 #define ALPS_RING_MAGIC 0x52504c41u  ///< "ALPR"
 #define ALPS_RING_RECEIVE 1u         ///< directions: to the application
 #define ALPS_RING_SEND 2u
-#define ALPS_RING_ENDED 4u
 
 #define ALPS_RING_WAITED 0x80000000u
 #define ALPS_RING_HOST 0x7fffffffu
@@ -59,10 +58,9 @@ typedef struct alps_stream_ring {
     uint64_t receive_inband;   ///< what lies before has been put into the pair. Under read_lock
     uint64_t send_head;        ///< acknowledged up to here
     uint32_t send_limit;       ///< bytes of the ring that may be used
-    uint32_t closed;           ///< ALPS_RING_* that are in-band
-    uint32_t end_of_stream;    ///< 1: nothing will follow receive_tail
+    uint32_t closed;           ///< ALPS_RING_* that are in-band; at first both
     uint32_t pair_drained;
-    uint8_t reserved1[24];
+    uint8_t reserved1[28];
     // readers
     uint32_t read_lock;
     uint32_t read_bell;        ///< host sets, reader clears

@@ -1,24 +1,33 @@
+import ClientAPI
 import CLinux
 import Glibc
 import PluginAPI
 
-/// A stream socket whose payload travels in the pair.
+/// A stream socket. Its payload travels in the pair, or, once a client has asked for that, in rings of shared memory beside it
+/// (StreamChannel+Ring.swift).
 ///
 /// The host always leaves one application byte unread in its end: the seed byte at first, later the last byte of what the
 /// application wrote, which has been peeked at and is in the send ring already. So closing the host's end, or the host's
 /// death, is ECONNRESET for the application and never a clean end of file.
-final class InBandStreamChannel: Channel {
+final class StreamChannel: Channel {
     /// Filler bytes that make the pair unwritable until a non-blocking connect is done.
     private var plug = 0
     /// A failed connect is told by closing the pair; a blocking one leaves it alone, since it may be tried again.
     private var failsByClosing: Bool
-    private var applicationWillWriteNoMore = false
-    private var applicationIsGone = false
+    private(set) var applicationWillWriteNoMore = false
+    private(set) var applicationIsGone = false
     /// It closed with data unread: then the peer must not believe that they were taken (RFC 9293, section 3.6.1).
     private var leftUnread = false
     private var endOfStreamTold = false
     /// There may be bytes in the pair that have not been looked at: saves a system call in turns that bring none.
-    private var mayHaveUnread = true
+    var mayHaveUnread = true
+    /// Rings, once there are some, and whether the host looks at them every turn.
+    var ring: StreamRing?
+    var isWatched = false
+    /// A client held the lock that the host needed.
+    var needsReadLock = false
+    var needsWriteLock = false
+    var pagesTimer: HostTimer?
     /// Bytes one socket may move in one turn before others get theirs.
     private static let budget = 1 << 20
 
@@ -27,6 +36,8 @@ final class InBandStreamChannel: Channel {
         failsByClosing = isAccepted
         try super.init(socket, descriptor: descriptor, cookie: cookie)
     }
+
+    deinit { closePair() }
 
     /// A non-blocking connect has begun, with `bytes` of filler in the pair.
     func expectPlug(_ bytes: Int) {
@@ -54,10 +65,23 @@ final class InBandStreamChannel: Channel {
 
     override func update(_ socket: Socket) { pump(socket) }
 
-    override func drain() { borrowed { takeWritten($0) } }
+    override func drain() {
+        borrowed { socket in
+            if let ring { noteRead(socket, ring) }
+            takeWritten(socket)
+        }
+    }
 
-    private func pump(_ socket: Socket) {
+    override func pairCloses() { endRing() }
+
+    func pump(_ socket: Socket) {
         guard isOpen else { return }
+        if let ring {
+            watchRing()
+            takeFromRing(socket, ring)
+            noteRead(socket, ring)
+            guard isOpen else { return }
+        }
         if socket.isConnected { failsByClosing = true }
         if applicationIsGone, leftUnread || socket.receiveAvailable > 0 {
             // At once, even if something has to wait for the peer's window: the peer may be waiting for us to read. What
@@ -66,13 +90,15 @@ final class InBandStreamChannel: Channel {
             if isOpen { socket.abort() }
             return
         }
-        if mayHaveUnread || applicationWillWriteNoMore, !socket.isConnecting || applicationIsGone { takeWritten(socket) }
+        let mayTake = mayHaveUnread || applicationWillWriteNoMore || ring != nil
+        if mayTake, !socket.isConnecting || applicationIsGone { takeWritten(socket) }
         guard isOpen, !socket.isClosed else { return }
         if mayHaveUnread, socket.isConnecting, Int(alps_bytes_waiting(descriptor)) - 1 > plug, hasPassedDescriptors {
             // As in `takeWritten`, which waits for the connection.
             return socket.abort()
         }
-        pushReceived(socket)
+        if let ring { publish(socket, ring) }
+        if ring?.isActive(ALPS_RING_RECEIVE) != true { pushReceived(socket) }
         guard isOpen else { return }
         if socket.isDisconnected, socket.pendingError != 0, failsByClosing, socket.receiveAvailable == 0 || applicationIsGone {
             endPair()
@@ -92,47 +118,61 @@ final class InBandStreamChannel: Channel {
 
     /// `finishes`: the end of what was written is passed on, too.
     private func takeWritten(_ socket: Socket, finishes: Bool = true) {
+        if let ring, ring.isActive(ALPS_RING_SEND) {
+            guard takeFromRingAndPair(socket, ring) else { return }
+        } else {
+            guard takeFromPair(socket) else { return }
+        }
+        if finishes { finishWriting() }
+    }
+
+    /// All that is written has been taken from the pair.
+    var isPairTaken: Bool { plug == 0 && alps_bytes_waiting(descriptor) <= 1 }
+
+    /// True if nothing is left.
+    @discardableResult
+    func takeFromPair(_ socket: Socket) -> Bool {
         var budget = Self.budget
         while isOpen {
             let unread = Int(alps_bytes_waiting(descriptor)) - 1
             if plug > 0 {
                 guard socket.isConnected || applicationIsGone else {
                     if !socket.isConnecting, hasPassedDescriptors { socket.abort() }
-                    return
+                    return false
                 }
-                guard dropPlug(unread) else { break }
+                guard dropPlug(unread) else { return true }
                 continue
             }
             if unread <= 0 {
                 mayHaveUnread = false
-                break
+                return true
             }
             let isConnection = socket.isConnected || socket.isConnecting
             guard !socket.isClosed, !socket.cannotSendMore, !socket.isDisconnected, isConnection || !applicationIsGone
             else {
                 // Nobody will ever send it.
-                guard discard(unread) else { break }
+                guard discard(unread) else { return true }
                 continue
             }
             guard isConnection else {
                 if hasPassedDescriptors { socket.abort() }
-                return
+                return false
             }
             let count = min(unread, socket.sendSpace)
-            guard count > 0 else { return }
+            guard count > 0 else { return false }
             guard budget > 0 else {
                 socket.markDirty()
-                return
+                return false
             }
             let taken = take(socket, count)
-            guard isOpen else { return }
+            guard isOpen else { return false }
             guard taken > 0 else {
                 retryLater()
-                return
+                return false
             }
             budget -= taken
         }
-        if finishes { finishWriting() }
+        return false
     }
 
     /// Reads the carry byte away, then `count` new bytes into the send ring, the last of which stays in the pair. Returns

@@ -1,0 +1,311 @@
+import ClientAPI
+import CLinux
+import Glibc
+import PluginAPI
+
+/// The rings of a stream socket (stream-ring.h), seen from the host.
+extension StreamChannel {
+    // MARK: Opening and closing
+
+    /// ALPS_OP_STREAM_RING. 0, and what the asker gets to know; EAGAIN: not now; EOPNOTSUPP: never.
+    func openRing(_ socket: Socket, _ directions: UInt32) -> (error: Int32, information: alps_stream_ring_info) {
+        var information = alps_stream_ring_info()
+        let both = ALPS_RING_RECEIVE | ALPS_RING_SEND
+        guard directions & both != 0, directions & ~both == 0 else { return (EINVAL, information) }
+        guard socket.kernel.sockets.ringSpace.value > 0 else { return (EOPNOTSUPP, information) }
+        guard isOpen, socket.isConnected, !socket.isDisconnected else { return (EAGAIN, information) }
+        var opened: UInt32 = 0
+        let mayReceive = !needsPairToReceive(socket) && !socket.urgent.isMirrored
+        if directions & ALPS_RING_RECEIVE != 0, ring?.isActive(ALPS_RING_RECEIVE) != true, mayReceive {
+            opened |= ALPS_RING_RECEIVE
+        }
+        // All that was written is taken over by now, or there is no room for it.
+        let maySend = !socket.cannotSendMore && !applicationWillWriteNoMore && socket.raw.pointee.snd.low_water == 0 && isPairTaken
+        if directions & ALPS_RING_SEND != 0, ring?.isActive(ALPS_RING_SEND) != true, maySend { opened |= ALPS_RING_SEND }
+        guard let ring = ring ?? (opened == 0 ? nil : makeRing(socket)), ring.active | opened != 0 else {
+            return (EAGAIN, information)
+        }
+        if opened & ALPS_RING_RECEIVE != 0 { beginReceiving(socket, ring) }
+        if opened & ALPS_RING_SEND != 0 { beginSending(socket, ring) }
+        ring.open(opened)
+        for _ in 0..<opened.nonzeroBitCount { socket.kernel.sockets.count(.ringsOpened) }
+        publish(socket, ring)
+        watchRing()
+        information.bytes = UInt64(ring.bytes)
+        information.directions = ring.active
+        information.is_first = opened
+        return (0, information)
+    }
+
+    private func makeRing(_ socket: Socket) -> StreamRing? {
+        let layer = socket.kernel.sockets
+        guard socket.kernel.streamRings.count < layer.maxRings.value else { return nil }
+        func capacity(_ buffer: alps_sockbuf) -> Int {
+            let least = max(Int(layer.ringSpace.value), Int(buffer.limit), Int(buffer.capacity), 1 << 16)
+            return 1 << (Int.bitWidth - (least - 1).leadingZeroBitCount)
+        }
+        let (receive, send) = (capacity(socket.raw.pointee.rcv), capacity(socket.raw.pointee.snd))
+        guard receive <= 1 << 30, send <= 1 << 30 else { return nil }
+        ring = StreamRing(receiveCapacity: receive, sendCapacity: send)
+        if ring != nil { socket.kernel.streamRings.count += 1 }
+        return ring
+    }
+
+    private func beginReceiving(_ socket: Socket, _ ring: StreamRing) {
+        if socket.mappedBuffers.receive == nil { socket.moveReceiveBuffer(to: ring.storage(ALPS_RING_RECEIVE)) }
+        ring.lockReadingForOpening()
+        ring.receiveHead = 0
+        ring.receiveInband = socket.raw.pointee.rcv.head
+    }
+
+    private func beginSending(_ socket: Socket, _ ring: StreamRing) {
+        if socket.mappedBuffers.send == nil { socket.moveSendBuffer(to: ring.storage(ALPS_RING_SEND)) }
+        ring.sendTail = socket.raw.pointee.snd.tail
+        ring.pairDrained = ring.pairFinished
+    }
+
+    /// ALPS_OP_STREAM_PAIR: the asker holds the locks.
+    func closeRing(_ socket: Socket, _ directions: UInt32) {
+        guard let ring else { return }
+        let closing = directions & ring.active
+        guard closing != 0 else { return }
+        if closing & ALPS_RING_SEND != 0 { takeFromRing(socket, ring) }
+        if closing & ALPS_RING_RECEIVE != 0 {
+            noteRead(socket, ring)
+            // The pair has the rest of what lies before this.
+            let passed = ring.receiveInband
+            if isPosition(passed, in: socket), passed > socket.raw.pointee.rcv.head {
+                socket.receiveConsume(Int(passed &- socket.raw.pointee.rcv.head))
+            }
+        }
+        ring.close(closing)
+        for _ in 0..<closing.nonzeroBitCount { socket.kernel.sockets.count(.ringsClosed) }
+        mayHaveUnread = true
+        socket.markDirty()
+    }
+
+    /// Something that only the pair can show: urgent data, the end of the stream, a reset.
+    private func needsPairToReceive(_ socket: Socket) -> Bool {
+        socket.cannotReceiveMore || socket.isDisconnected || socket.urgent.position != nil || socket.urgent.isPending
+    }
+
+    /// The pair has been closed: whoever uses the ring finds out.
+    func endRing() {
+        guard let ring else { return }
+        ring.close(ring.active)
+        unwatchRing()
+        kernel.streamRings.count -= 1
+        self.ring = nil
+    }
+
+    // MARK: From clients
+
+    /// What writers have put into the ring goes on its way. True if there was something.
+    @discardableResult
+    func takeFromRing(_ socket: Socket, _ ring: StreamRing) -> Bool {
+        guard ring.isActive(ALPS_RING_SEND) else { return false }
+        let tail = ring.sendTail
+        let known = socket.raw.pointee.snd.tail
+        guard tail != known else { return false }
+        guard tail &- known <= UInt64(socket.raw.pointee.snd.capacity),
+            tail &- socket.raw.pointee.snd.head <= UInt64(socket.raw.pointee.snd.capacity)
+        else { return violate(socket) }
+        guard socket.isConnected, !socket.cannotSendMore, !socket.isDisconnected else { return false }
+        socket.sendCommit(Int(tail &- known))
+        return true
+    }
+
+    /// Takes over the ring and then, when a good part of the ring is free, what has been written into the pair because it
+    /// was not. True if nothing is left there.
+    func takeFromRingAndPair(_ socket: Socket, _ ring: StreamRing) -> Bool {
+        takeFromRing(socket, ring)
+        guard isOpen else { return false }
+        let finished = ring.pairFinished
+        guard mayHaveUnread || finished != ring.pairDrained else { return true }
+        if !applicationWillWriteNoMore, !isRoomy(socket) {
+            socket.isWriterWaiting = true
+            return false
+        }
+        needsWriteLock = !applicationIsGone && !ring.tryLockWriting()
+        if needsWriteLock {
+            watchRing()
+            return false
+        }
+        takeFromRing(socket, ring)
+        mayHaveUnread = true
+        if isOpen { takeFromPair(socket) }
+        guard isOpen, let ring = self.ring else { return false }
+        ring.sendTail = socket.raw.pointee.snd.tail
+        if !mayHaveUnread { ring.pairDrained = finished }
+        if !applicationIsGone { ring.unlockWriting() }
+        return !mayHaveUnread
+    }
+
+    /// A third of the ring is free: a writer that has found it full may go on.
+    private func isRoomy(_ socket: Socket) -> Bool {
+        let used = socket.raw.pointee.snd.tail &- socket.raw.pointee.snd.head
+        let limit = UInt64(socket.raw.pointee.snd.limit)
+        return used &+ limit / 3 <= limit
+    }
+
+    /// Something has been written into the pair that the writers do not know to be taken.
+    private func isPairBehind(_ ring: StreamRing) -> Bool {
+        ring.isActive(ALPS_RING_SEND) && ring.pairFinished != ring.pairDrained
+    }
+
+    /// How far readers have come. True if further than before.
+    @discardableResult
+    func noteRead(_ socket: Socket, _ ring: StreamRing) -> Bool {
+        guard ring.isActive(ALPS_RING_RECEIVE) else { return false }
+        let head = ring.receiveHead
+        // Behind while what was put into the pair before is being read.
+        guard head > socket.raw.pointee.rcv.head else { return false }
+        guard isPosition(head, in: socket) else { return violate(socket) }
+        socket.receiveConsume(Int(head &- socket.raw.pointee.rcv.head))
+        return true
+    }
+
+    /// Whether a client can have read up to there.
+    private func isPosition(_ position: UInt64, in socket: Socket) -> Bool {
+        position &- socket.raw.pointee.rcv.head <= UInt64(socket.receiveAvailable)
+    }
+
+    private func violate(_ socket: Socket) -> Bool {
+        socket.kernel.sockets.count(.ringViolations)
+        socket.kernel.log.write(UInt32(ALPS_LOG_WARNING), nil) {
+            "process \(socket.owner.pid) (\(socket.owner.program)) broke the rules of its ring, and its connection was reset"
+        }
+        socket.abort()
+        return false
+    }
+
+    // MARK: To clients
+
+    /// What has come, and what has been acknowledged.
+    func publish(_ socket: Socket, _ ring: StreamRing) {
+        if ring.isActive(ALPS_RING_SEND) {
+            if socket.isDisconnected || socket.cannotSendMore {
+                ring.close(ALPS_RING_SEND)
+                socket.kernel.sockets.count(.ringsClosed)
+            } else {
+                ring.sendHead = socket.raw.pointee.snd.head
+                ring.sendLimit = socket.raw.pointee.snd.limit
+            }
+        }
+        if ring.isActive(ALPS_RING_RECEIVE) {
+            ring.receiveTail = socket.raw.pointee.rcv.head &+ UInt64(socket.receiveAvailable)
+            showReadable(socket, ring)
+        }
+    }
+
+    /// Keeps the next byte of a ring that is not empty in the pair. False if a client holds the lock.
+    private func showReadable(_ socket: Socket, _ ring: StreamRing) {
+        let isUnusual = needsPairToReceive(socket)
+        needsReadLock = false
+        guard isUnusual || lacksByteInPair(socket, ring) else { return }
+        guard ring.tryLockReading() else {
+            needsReadLock = true
+            watchRing()
+            return
+        }
+        noteRead(socket, ring)
+        if isUnusual {
+            closeRing(socket, ALPS_RING_RECEIVE)
+        } else if lacksByteInPair(socket, ring), isOpen {
+            let (first, _) = socket.receivePieces()
+            if send(descriptor, first.baseAddress, 1, Int32(MSG_DONTWAIT) | Int32(MSG_NOSIGNAL)) == 1 {
+                ring.receiveInband = socket.raw.pointee.rcv.head &+ 1
+            } else if errno == ENOBUFS || errno == ENOMEM || errno == EAGAIN {
+                retryLater()
+            } else {
+                // The application reads no more.
+                closeRing(socket, ALPS_RING_RECEIVE)
+            }
+        }
+        ring.unlockReading()
+    }
+
+    private func lacksByteInPair(_ socket: Socket, _ ring: StreamRing) -> Bool {
+        guard socket.receiveAvailable > 0 else { return false }
+        let head = ring.receiveHead
+        return head >= ring.receiveInband && head == socket.raw.pointee.rcv.head
+    }
+
+    // MARK: Watching
+
+    func watchRing() {
+        guard !isWatched, ring != nil else { return }
+        isWatched = true
+        ring?.setBells(read: 0, write: 0)
+        pagesTimer?.cancel()
+        kernel.streamRings.add(self)
+    }
+
+    private func unwatchRing() {
+        guard isWatched else { return }
+        isWatched = false
+        kernel.streamRings.remove(self)
+    }
+
+    /// A client has rung.
+    func ringBell() {
+        kernel.sockets.count(.ringBells)
+        watchRing()
+        borrowed { pump($0) }
+    }
+
+    /// Once a turn while the host is awake.
+    func lookAtRing() {
+        guard let ring else { return }
+        borrowed { socket in
+            let hasWritten = takeFromRing(socket, ring)
+            let hasRead = noteRead(socket, ring)
+            guard hasWritten || hasRead || needsReadLock || needsWriteLock || isPairBehind(ring) else { return }
+            pump(socket)
+        }
+    }
+
+    /// The host is about to sleep. False if a client has moved on meanwhile.
+    func setBells() -> Bool {
+        guard let ring else { return true }
+        return borrowed { socket in
+            let used = socket.raw.pointee.rcv.tail &- socket.raw.pointee.rcv.head
+            let isFull = used > UInt64(socket.raw.pointee.rcv.limit) / 2
+            ring.setBells(read: isFull || needsReadLock ? 2 : 1, write: 1)
+            alps_full_fence()
+            let hasMoved = ring.isActive(ALPS_RING_SEND) && ring.sendTail != socket.raw.pointee.snd.tail
+                || ring.isActive(ALPS_RING_RECEIVE) && ring.receiveHead > socket.raw.pointee.rcv.head
+            if hasMoved || isPairBehind(ring) && isRoomy(socket) {
+                ring.setBells(read: 0, write: 0)
+                return false
+            }
+            // Whoever holds a lock now rings after freeing it, unless it dies.
+            if needsReadLock || needsWriteLock { retryLater() }
+            unwatchRing()
+            awaitIdleness(socket, ring)
+            return true
+        }
+    }
+
+    /// An idle ring keeps no memory.
+    private func awaitIdleness(_ socket: Socket, _ ring: StreamRing) {
+        if pagesTimer == nil {
+            pagesTimer = HostTimer(kernel) { [unowned self] in
+                guard let ring = self.ring, !isWatched else { return }
+                borrowed { socket in
+                    let (receive, send) = (socket.raw.pointee.rcv, socket.raw.pointee.snd)
+                    // A reader or writer that is in the middle of a copy holds its lock.
+                    guard receive.head == receive.tail, send.head == send.tail, socket.placedEdge <= receive.tail,
+                        ring.tryLockWriting()
+                    else { return }
+                    if ring.tryLockReading() {
+                        if ring.sendTail == send.tail { ring.releasePages() }
+                        ring.unlockReading()
+                    }
+                    ring.unlockWriting()
+                }
+            }
+        }
+        pagesTimer?.arm(after: 1_000_000_000)
+    }
+}

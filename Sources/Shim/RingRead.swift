@@ -1,0 +1,212 @@
+import CLibc
+import ClientAPI
+import ShimEntry
+
+/// Where a call's bytes are in the program's memory, and how far it has come.
+struct Vector {
+    let parts: UnsafePointer<iovec>
+    let count: Int
+    private var index = 0
+    private var offset = 0
+
+    init(_ parts: UnsafePointer<iovec>, _ count: Int) {
+        self.parts = parts
+        self.count = count
+    }
+
+    var total: Int {
+        var sum = 0
+        for index in 0..<count { sum &+= parts[index].iov_len }
+        return sum
+    }
+
+    /// The next piece of at most `most` bytes; passed.
+    mutating func take(_ most: Int) -> UnsafeMutableRawBufferPointer {
+        while index < count, parts[index].iov_len == offset {
+            index += 1
+            offset = 0
+        }
+        guard index < count, most > 0 else { return UnsafeMutableRawBufferPointer(start: nil, count: 0) }
+        let length = min(most, parts[index].iov_len - offset)
+        defer { offset += length }
+        return UnsafeMutableRawBufferPointer(start: parts[index].iov_base.map { $0 + offset }, count: length)
+    }
+
+    /// Goes back over the end of what `take` gave last.
+    mutating func giveBack(_ bytes: Int) { offset -= bytes }
+}
+
+private enum Taken {
+    case bytes(Int)
+    /// Nothing is there.
+    case nothing
+    /// The pair is the way.
+    case closed
+    case failed
+}
+
+/// A read from a stream with a ring. `flags`: MSG_PEEK, MSG_WAITALL, MSG_DONTWAIT, MSG_TRUNC.
+@inline(never)
+func receiveThroughRing(_ descriptor: Int32, _ parts: UnsafePointer<iovec>, _ count: Int, _ flags: Int32) -> Int {
+    var vector = Vector(parts, count)
+    let wanted = vector.total
+    guard wanted > 0 else { return 0 }
+    var done = 0
+    var hasEnded = false
+    while true {
+        switch takeFromRing(descriptor, &vector, wanted - done, flags) {
+        case .bytes(let got):
+            done += got
+            if done == wanted || flags & Int32(MSG_WAITALL) == 0 || flags & Int32(MSG_PEEK) != 0 { return done }
+        case .failed: return done > 0 ? done : finishRead(descriptor, -1)
+        case .closed: return receiveRest(descriptor, &vector, done, wanted, flags)
+        case .nothing:
+            if hasEnded { return done > 0 ? done : finishRead(descriptor, 0) }
+            // The next byte comes through the pair: waiting for it, time-outs, signals and cancellation are the kernel's.
+            var byte: UInt8 = 0
+            let got = real.recvfrom.unsafelyUnwrapped(
+                descriptor, &byte, 1, Int32(MSG_PEEK) | flags & Int32(MSG_DONTWAIT), nil, nil)
+            if got < 0 { return done > 0 ? done : finishRead(descriptor, -1) }
+            hasEnded = got == 0
+        }
+    }
+}
+
+func receiveThroughRing(
+    _ descriptor: Int32, buffer: UnsafeMutableRawPointer?, _ count: Int, _ flags: Int32
+) -> Int {
+    var part = iovec(iov_base: buffer, iov_len: count)
+    return receiveThroughRing(descriptor, &part, 1, flags)
+}
+
+/// The ring has been closed: what is wanted beyond `done` comes from the pair.
+private func receiveRest(_ descriptor: Int32, _ vector: inout Vector, _ done: Int, _ wanted: Int, _ flags: Int32) -> Int {
+    var done = done
+    while done < wanted {
+        if done > 0, flags & Int32(MSG_WAITALL) == 0 { return done }
+        if flags & Int32(MSG_TRUNC) != 0 {
+            let got = discardFromPair(descriptor, wanted - done, flags)
+            return got < 0 ? (done > 0 ? done : got) : done + got
+        }
+        let piece = vector.take(wanted - done)
+        let got = real.recvfrom.unsafelyUnwrapped(descriptor, piece.baseAddress, piece.count, flags, nil, nil)
+        guard got > 0 else { return done > 0 ? done : finishRead(descriptor, got) }
+        noteRead(descriptor, got)
+        done += got
+        guard got == piece.count else {
+            vector.giveBack(piece.count - got)
+            if flags & Int32(MSG_WAITALL) == 0 { return done }
+            continue
+        }
+        // A further part only if it need not be waited for.
+        if done < wanted, flags & Int32(MSG_WAITALL) == 0 {
+            let next = vector.take(wanted - done)
+            let more = real.recvfrom.unsafelyUnwrapped(
+                descriptor, next.baseAddress, next.count, flags | Int32(MSG_DONTWAIT), nil, nil)
+            return done + max(more, 0)
+        }
+    }
+    return done
+}
+
+private func takeFromRing(_ descriptor: Int32, _ vector: inout Vector, _ wanted: Int, _ flags: Int32) -> Taken {
+    var mask = sigset_t()
+    alps_block_signals(&mask)
+    defer { alps_restore_signals(&mask) }
+    guard let ring = beginUse(descriptor) else { return .closed }
+    defer { endUse(ring) }
+    let page = ring.pointee.page.unsafelyUnwrapped
+    spinForData(page)
+    guard lock(&page.pointee.read_lock) else { return .closed }
+    let (result, left) = takeLocked(descriptor, ring, page, &vector, wanted, flags)
+    unlock(&page.pointee.read_lock)
+    if case .bytes = result, flags & Int32(MSG_PEEK) == 0 {
+        // The host wants to know if it has to put the next byte into the pair, or if it waits for room.
+        let bell = alps_load_word(&page.pointee.read_bell)
+        if bell == 2 || bell == 1 && left { ringBell(descriptor, &page.pointee.read_bell) }
+    }
+    return result
+}
+
+/// A sender that is at it brings more within microseconds, sooner than the kernel puts this thread to sleep and wakes it.
+private func spinForData(_ page: RingPage) {
+    var left = 200
+    while left > 0, alps_load_position(&page.pointee.receive_tail) == alps_load_position(&page.pointee.receive_head) {
+        alps_pause()
+        left -= 1
+    }
+}
+
+/// Returns what it was, and whether something is left.
+private func takeLocked(
+    _ descriptor: Int32, _ ring: RingPointer, _ page: RingPage, _ vector: inout Vector, _ wanted: Int, _ flags: Int32
+) -> (Taken, Bool) {
+    guard alps_load_word(&page.pointee.closed) & ALPS_RING_RECEIVE == 0 else { return (.closed, false) }
+    let isPeek = flags & Int32(MSG_PEEK) != 0
+    let isDiscarded = flags & Int32(MSG_TRUNC) != 0 && !isPeek
+    let capacity = ring.pointee.receiveCapacity
+    let tail = alps_load_position(&page.pointee.receive_tail)
+    let inband = alps_load_position(&page.pointee.receive_inband)
+    var position = alps_load_position(&page.pointee.receive_head)
+    var left = wanted
+
+    while left > 0, position < inband {
+        let most = Int(min(UInt64(left), inband &- position))
+        var scrap: UInt8 = 0
+        let got: Int
+        if isDiscarded {
+            got = alps_sys_recv(descriptor, &scrap, 1, Int32(MSG_DONTWAIT))
+        } else {
+            let piece = vector.take(most)
+            got = alps_sys_recv(
+                descriptor, piece.baseAddress, piece.count, Int32(MSG_DONTWAIT) | (isPeek ? Int32(MSG_PEEK) : 0))
+            vector.giveBack(piece.count - max(got, 0))
+        }
+        if got < 0, alps_errno() == EAGAIN || got == 0 {
+            // Somebody has read the pair without the ring.
+            position = inband
+            break
+        }
+        if got < 0 { return (left < wanted ? .bytes(wanted - left) : .failed, false) }
+        if got == 0 { break }
+        left -= got
+        position &+= UInt64(got)
+        if isPeek { break }
+    }
+    if position >= inband, tail &- position <= capacity {
+        var available = tail &- position
+        while left > 0, available > 0 {
+            let start = position & (capacity - 1)
+            let most = Int(min(UInt64(left), available, capacity - start))
+            var count = most
+            if !isDiscarded {
+                let piece = vector.take(most)
+                count = piece.count
+                guard count > 0 else { break }
+                memcpy(piece.baseAddress.unsafelyUnwrapped, ring.pointee.receive.unsafelyUnwrapped + Int(start), count)
+            }
+            left -= count
+            position &+= UInt64(count)
+            available -= UInt64(count)
+        }
+    }
+    if !isPeek { alps_store_position(&page.pointee.receive_head, position) }
+    let taken = wanted - left
+    return (taken > 0 ? .bytes(taken) : .nothing, tail > position)
+}
+
+/// FIONREAD of a stream with a ring; nil: the pair knows.
+@inline(never)
+func unreadInRing(_ descriptor: Int32) -> Int? {
+    var mask = sigset_t()
+    alps_block_signals(&mask)
+    defer { alps_restore_signals(&mask) }
+    guard let ring = beginUse(descriptor) else { return nil }
+    defer { endUse(ring) }
+    let page = ring.pointee.page.unsafelyUnwrapped
+    guard lock(&page.pointee.read_lock) else { return nil }
+    defer { unlock(&page.pointee.read_lock) }
+    guard alps_load_word(&page.pointee.closed) & ALPS_RING_RECEIVE == 0 else { return nil }
+    let unread = alps_load_position(&page.pointee.receive_tail) &- alps_load_position(&page.pointee.receive_head)
+    return unread <= 1 << 31 ? Int(unread) : nil
+}

@@ -1,0 +1,219 @@
+import CLibc
+import ClientAPI
+import ShimEntry
+
+private enum Put {
+    case bytes(Int)
+    /// The ring is full, or what is in the pair has to be taken first.
+    case full
+    case closed
+}
+
+/// Bytes that are put into a ring before its lock is let go of, and after how many the host may begin to send.
+private var longestPut: Int { 262_144 }
+private var step: Int { 65536 }
+
+/// A write to a stream with a ring.
+@inline(never)
+func sendThroughRing(_ descriptor: Int32, _ parts: UnsafePointer<iovec>, _ count: Int, _ flags: Int32) -> Int {
+    var vector = Vector(parts, count)
+    let wanted = vector.total
+    var done = 0
+    while done < wanted {
+        var room = wanted - done
+        if !isOpening(descriptor) {
+            switch putIntoRing(descriptor, &vector, room) {
+            case .bytes(let put):
+                done += put
+                continue
+            case .closed: return sendRest(descriptor, &vector, done, wanted, flags)
+            case .full: room = min(room, Int(ALPS_RING_PAIR_CHUNK))
+            }
+        } else {
+            // A small buffer in the kernel takes the place of the one that the host has left a byte in: that might be so
+            // large that the pair would not be writable any more when it is made smaller.
+            room = min(room, 64)
+        }
+        let piece = vector.take(room)
+        let sent = sendIntoPair(descriptor, piece, flags)
+        guard sent >= 0 else { return done > 0 ? done : finishWrite(descriptor) }
+        vector.giveBack(piece.count - sent)
+        done += sent
+    }
+    return done
+}
+
+func sendThroughRing(_ descriptor: Int32, buffer: UnsafeRawPointer?, _ count: Int, _ flags: Int32) -> Int {
+    var part = iovec(iov_base: UnsafeMutableRawPointer(mutating: buffer), iov_len: count)
+    return sendThroughRing(descriptor, &part, 1, flags)
+}
+
+private func isOpening(_ descriptor: Int32) -> Bool {
+    (entry(of: descriptor)?.pointee.ringState ?? 0) & Entry.opensWriting != 0
+}
+
+private func sendRest(_ descriptor: Int32, _ vector: inout Vector, _ done: Int, _ wanted: Int, _ flags: Int32) -> Int {
+    var done = done
+    while done < wanted {
+        let piece = vector.take(wanted - done)
+        let sent = real.sendto.unsafelyUnwrapped(descriptor, piece.baseAddress, piece.count, flags, nil, 0)
+        guard sent >= 0 else { return done > 0 ? done : finishWrite(descriptor) }
+        noteWritten(descriptor, sent)
+        done += sent
+        if sent < piece.count { return done }
+    }
+    return done
+}
+
+/// Real bytes through the pair: the kernel blocks, or says that it would. They are counted around the call, see stream-ring.h.
+func sendIntoPair(_ descriptor: Int32, _ piece: UnsafeMutableRawBufferPointer, _ flags: Int32) -> Int {
+    countPair(descriptor, isEnd: false)
+    let sent = real.sendto.unsafelyUnwrapped(
+        descriptor, piece.baseAddress, piece.count, flags & Int32(MSG_DONTWAIT | MSG_NOSIGNAL), nil, 0)
+    countPair(descriptor, isEnd: true)
+    if sent > 0, let found = entry(of: descriptor), found.pointee.ringState & Entry.opensWriting != 0 {
+        found.pointee.ringState &= ~Entry.opensWriting
+        let error = alps_errno()
+        var room = Int32(ALPS_RING_PAIR_SNDBUF)
+        _ = alps_sys_setsockopt(descriptor, SOL_SOCKET, SO_SNDBUF, &room, 4)
+        alps_set_errno(error)
+    }
+    return sent
+}
+
+private func countPair(_ descriptor: Int32, isEnd: Bool) {
+    let error = alps_errno()
+    var mask = sigset_t()
+    alps_block_signals(&mask)
+    if let ring = beginUse(descriptor) {
+        let page = ring.pointee.page.unsafelyUnwrapped
+        if isEnd {
+            alps_count_word(&page.pointee.pair_finished)
+            ringBell(descriptor, &page.pointee.write_bell)
+        } else {
+            alps_count_word(&page.pointee.pair_started)
+        }
+        endUse(ring)
+    }
+    alps_restore_signals(&mask)
+    alps_set_errno(error)
+}
+
+private func putIntoRing(_ descriptor: Int32, _ vector: inout Vector, _ wanted: Int) -> Put {
+    putIntoRing(descriptor, wanted) { place, most in
+        let piece = vector.take(most)
+        guard piece.count > 0 else { return 0 }
+        memcpy(place, piece.baseAddress.unsafelyUnwrapped, piece.count)
+        return piece.count
+    }
+}
+
+/// `fill` puts at most so many bytes at a place, and returns how many: 0 if there are no more, or an error.
+private func putIntoRing(
+    _ descriptor: Int32, _ wanted: Int, _ fill: (UnsafeMutableRawPointer, Int) -> Int
+) -> Put {
+    var mask = sigset_t()
+    alps_block_signals(&mask)
+    defer { alps_restore_signals(&mask) }
+    guard let ring = beginUse(descriptor) else { return .closed }
+    defer { endUse(ring) }
+    let page = ring.pointee.page.unsafelyUnwrapped
+    spinForRoom(page)
+    guard lock(&page.pointee.write_lock) else { return .closed }
+    let result = putLocked(ring, page, min(wanted, longestPut), fill)
+    unlock(&page.pointee.write_lock)
+    ringBell(descriptor, &page.pointee.write_bell)
+    return result
+}
+
+private func isBehind(_ page: RingPage) -> Bool {
+    alps_load_word(&page.pointee.pair_finished) != alps_load_word(&page.pointee.pair_drained)
+}
+
+private func space(_ page: RingPage) -> UInt64 {
+    let used = alps_load_position(&page.pointee.send_tail) &- alps_load_position(&page.pointee.send_head)
+    let limit = UInt64(alps_load_word(&page.pointee.send_limit))
+    return used < limit ? limit - used : 0
+}
+
+/// A host that is awake takes what is in the pair, and hears of room, within microseconds.
+private func spinForRoom(_ page: RingPage) {
+    var left = 400
+    while left > 0, isBehind(page) || space(page) == 0 {
+        alps_pause()
+        left -= 1
+    }
+}
+
+private func putLocked(
+    _ ring: RingPointer, _ page: RingPage, _ wanted: Int, _ fill: (UnsafeMutableRawPointer, Int) -> Int
+) -> Put {
+    guard alps_load_word(&page.pointee.closed) & ALPS_RING_SEND == 0 else { return .closed }
+    let capacity = ring.pointee.sendCapacity
+    guard !isBehind(page) else { return .full }
+    var tail = alps_load_position(&page.pointee.send_tail)
+    var free = space(page)
+    guard free > 0, free <= capacity else { return .full }
+    var done = 0
+    while done < wanted, free > 0 {
+        let start = tail & (capacity - 1)
+        let most = Int(min(UInt64(min(wanted - done, step)), free, capacity - start))
+        let count = fill(ring.pointee.send.unsafelyUnwrapped + Int(start), most)
+        guard count > 0 else { break }
+        done += count
+        tail &+= UInt64(count)
+        free -= UInt64(count)
+        alps_store_position(&page.pointee.send_tail, tail)
+    }
+    return .bytes(done)
+}
+
+// MARK: - sendfile
+
+/// sendfile(2) into a ring: the file is read to where it goes from. -2: the pair is the way.
+@inline(never)
+func sendFileThroughRing(_ target: Int32, _ source: Int32, _ offset: UnsafeMutablePointer<off_t>?, _ count: Int) -> Int {
+    var position = offset?.pointee ?? 0
+    var done = 0
+    var hasEnded = false
+    func read(_ place: UnsafeMutableRawPointer, _ most: Int) -> Int {
+        let got =
+            offset == nil ? alps_sys_read(source, place, most) : alps_sys_pread(source, place, most, position)
+        if got <= 0 { hasEnded = true } else { position += off_t(got) }
+        return got
+    }
+    defer { if done > 0 { offset?.pointee = position } }
+    while done < count, !hasEnded {
+        if isOpening(target) { return done > 0 ? done : -2 }
+        let before = alps_errno()
+        alps_set_errno(0)
+        let outcome = putIntoRing(target, count - done, read)
+        switch outcome {
+        case .closed: return done > 0 ? done : -2
+        case .bytes(let put):
+            if put == 0 {
+                if done == 0, alps_errno() != 0 { return -1 }
+                alps_set_errno(before)
+                return done
+            }
+            alps_set_errno(before)
+            done += put
+        case .full:
+            alps_set_errno(before)
+            var chunk = [2240 of UInt8](repeating: 0)
+            let sent = withUnsafeMutableBytes(of: &chunk) { chunk in
+                let got = read(chunk.baseAddress.unsafelyUnwrapped, min(count - done, chunk.count))
+                guard got > 0 else { return got }
+                let sent = sendIntoPair(target, UnsafeMutableRawBufferPointer(rebasing: chunk[..<got]), 0)
+                // What was not sent has not been read.
+                let left = got - max(sent, 0)
+                position -= off_t(left)
+                if offset == nil, left > 0 { alps_sys_seek_back(source, left) }
+                return sent
+            }
+            if sent < 0 { return done > 0 ? done : finishWrite(target) }
+            done += sent
+        }
+    }
+    return done
+}

@@ -1,0 +1,395 @@
+import CLibc
+import ClientAPI
+import ShimEntry
+
+// Rings of streams in shared memory (stream-ring.h): which descriptors have them, and when. The data calls are in
+// RingRead.swift and RingWrite.swift.
+
+/// A ring file that is mapped here.
+struct MappedStreamRing {
+    /// 0 while the place is free.
+    var handle: UInt64 = 0
+    var page: UnsafeMutablePointer<alps_stream_ring>? = nil
+    var bytes = 0
+    // As the host said at first: what stands in the page later is not believed.
+    var receive: UnsafeMutablePointer<UInt8>? = nil
+    var send: UnsafeMutablePointer<UInt8>? = nil
+    var receiveCapacity: UInt64 = 0
+    var sendCapacity: UInt64 = 0
+    /// Descriptors that have it, and calls that are using it.
+    var descriptors: Int32 = 0
+    var users: Int32 = 0
+}
+
+typealias RingPointer = UnsafeMutablePointer<MappedStreamRing>
+typealias RingPage = UnsafeMutablePointer<alps_stream_ring>
+
+private struct RingTable {
+    var rings: RingPointer? = nil
+    /// Rings that are mapped.
+    var count = 0
+}
+
+private nonisolated(unsafe) var table = RingTable()
+private var mostRings: Int { 1024 }
+
+/// Counts forks in both processes: what was there before is shared by them.
+nonisolated(unsafe) var forks: UInt32 = 0
+
+extension Entry {
+    // ringState
+    /// Code without the shim may get at it, or the host wants none.
+    static var inBandForGood: UInt8 { 1 }
+    /// The next write begins with a little in the pair, see `sendThroughRing`.
+    static var opensWriting: UInt8 { 2 }
+}
+
+/// Payload of calls from which a stream is taken for one of bulk data, bytes; and how much of it.
+var bulkCall: Int { 16384 }
+private var bulkAmount: UInt32 { 262_144 }
+
+@inline(__always)
+func hasRing(_ descriptor: Int32) -> Bool {
+    fileTable.entries.unsafelyUnwrapped[Int(descriptor)].ring != 0
+}
+
+// MARK: - evidence
+
+/// A call has read so much from the pair of a stream.
+@inline(__always)
+func noteRead(_ descriptor: Int32, _ count: Int) {
+    if count >= bulkCall { noteBulkRead(descriptor, count) }
+}
+
+@inline(__always)
+func noteWritten(_ descriptor: Int32, _ count: Int) {
+    if count >= bulkCall { noteBulkWritten(descriptor, count) }
+}
+
+@inline(never)
+private func noteBulkRead(_ descriptor: Int32, _ count: Int) {
+    guard let found = candidate(descriptor) else { return }
+    found.pointee.bulkRead &+= UInt32(truncatingIfNeeded: min(count, 1 << 24))
+    guard found.pointee.bulkRead >= bulkAmount else { return }
+    found.pointee.bulkRead = 0
+    let error = alps_errno()
+    defer { alps_set_errno(error) }
+    // An edge is what a byte in the pair gives once; and a socket with a mark wants more than one byte there.
+    let edgeTriggered: UInt32 = 1 << 31
+    var least: Int32 = 1
+    var length = socklen_t(4)
+    guard found.pointee.epollEvents & edgeTriggered == 0, found.pointee.state & Entry.watchesUrgent == 0,
+        alps_sys_getsockopt(descriptor, SOL_SOCKET, SO_RCVLOWAT, &least, &length) == 0, least <= 1
+    else { return }
+    openRing(descriptor, found, ALPS_RING_RECEIVE)
+}
+
+@inline(never)
+private func noteBulkWritten(_ descriptor: Int32, _ count: Int) {
+    guard let found = candidate(descriptor) else { return }
+    found.pointee.bulkWritten &+= UInt32(truncatingIfNeeded: min(count, 1 << 24))
+    guard found.pointee.bulkWritten >= bulkAmount else { return }
+    found.pointee.bulkWritten = 0
+    let error = alps_errno()
+    defer { alps_set_errno(error) }
+    openRing(descriptor, found, ALPS_RING_SEND)
+}
+
+/// A stream that this process image has made, and shares with no other process.
+private func candidate(_ descriptor: Int32) -> EntryPointer? {
+    guard !activation.confined, alps_shim_borrows_memory() == 0,
+        let found = entry(of: descriptor), found.pointee.kind == .stream,
+        found.pointee.ringState & Entry.inBandForGood == 0, found.pointee.ring != 0 || found.pointee.born == forks
+    else { return nil }
+    return found
+}
+
+// MARK: - opening
+
+private func openRing(_ descriptor: Int32, _ found: EntryPointer, _ direction: UInt32) {
+    guard cookie(of: descriptor) == found.pointee.cookie, makeTable() else { return }
+    var directions = direction
+    var information = alps_stream_ring_info()
+    let reply = ask(
+        ALPS_OP_STREAM_RING, about: found, &directions, 4, into: &information, MemoryLayout<alps_stream_ring_info>.size)
+    guard reply.error == 0 else {
+        if reply.error != EAGAIN { found.pointee.ringState |= Entry.inBandForGood }
+        return
+    }
+    var index = 0
+    if reply.descriptor >= 0 {
+        index = map(found.pointee.handle, Int(information.bytes), reply.descriptor)
+        _ = alps_sys_close(reply.descriptor)
+    }
+    guard index != 0, let rings = table.rings else {
+        // Without descriptors, memory or places left it goes on in the pair.
+        var all = ALPS_RING_RECEIVE | ALPS_RING_SEND
+        _ = ask(ALPS_OP_STREAM_PAIR, about: found, &all, 4)
+        found.pointee.ringState |= Entry.inBandForGood
+        return
+    }
+    let page = rings[index - 1].page.unsafelyUnwrapped
+    if information.is_first & ALPS_RING_RECEIVE != 0 {
+        var unread: Int32 = 0
+        _ = alps_sys_ioctl(descriptor, alps_FIONREAD, &unread)
+        withUnsafeMutablePointer(to: &page.pointee.receive_head) {
+            alps_store_position($0, page.pointee.receive_inband &- UInt64(max(unread, 0)))
+        }
+        unlock(&page.pointee.read_lock)
+    }
+    if information.is_first & ALPS_RING_SEND != 0 { found.pointee.ringState |= Entry.opensWriting }
+    if found.pointee.ring != UInt16(index) {
+        dropRing(found)
+        found.pointee.ring = UInt16(index)
+    } else {
+        // Once for the descriptor.
+        releaseRing(index)
+    }
+}
+
+private func makeTable() -> Bool {
+    if table.rings != nil { return true }
+    guard let memory = alps_map_anonymous(mostRings * MemoryLayout<MappedStreamRing>.stride) else { return false }
+    locked { if table.rings == nil { table.rings = memory.bindMemory(to: MappedStreamRing.self, capacity: mostRings) } }
+    return true
+}
+
+/// Maps a file, or finds that it is mapped; counted as one more descriptor's. 1 more than its place, 0 if it cannot be had.
+private func map(_ handle: UInt64, _ bytes: Int, _ file: Int32) -> Int {
+    var index = place(of: handle)
+    if index != 0 { return index }
+    guard bytes > 4096, bytes <= 1 << 32 else { return 0 }
+    let mapped = alps_sys_mmap(nil, bytes, PROT_READ | PROT_WRITE, Int32(MAP_SHARED), file, 0)
+    guard let mapped, mapped != UnsafeMutableRawPointer(bitPattern: -1) else { return 0 }
+    _ = alps_sys_madvise(mapped, bytes, MADV_DONTDUMP)
+    let page = mapped.assumingMemoryBound(to: alps_stream_ring.self)
+    let (receiveOffset, sendOffset) = (page.pointee.receive_offset, page.pointee.send_offset)
+    let (receiveCapacity, sendCapacity) = (UInt64(page.pointee.receive_capacity), UInt64(page.pointee.send_capacity))
+    let isSound =
+        page.pointee.magic == ALPS_RING_MAGIC && receiveCapacity.nonzeroBitCount == 1 && sendCapacity.nonzeroBitCount == 1
+        && receiveOffset <= 1 << 31 && sendOffset <= 1 << 31 && Int(receiveOffset &+ receiveCapacity) <= bytes
+        && Int(sendOffset &+ sendCapacity) <= bytes
+    if isSound {
+        locked {
+            guard let rings = table.rings else { return }
+            for each in 0..<mostRings where rings[each].handle == 0 {
+                rings[each] = MappedStreamRing(
+                    handle: handle, page: page, bytes: bytes,
+                    receive: (mapped + Int(receiveOffset)).assumingMemoryBound(to: UInt8.self),
+                    send: (mapped + Int(sendOffset)).assumingMemoryBound(to: UInt8.self), receiveCapacity: receiveCapacity,
+                    sendCapacity: sendCapacity, descriptors: 1, users: 0)
+                table.count += 1
+                index = each + 1
+                return
+            }
+        }
+    }
+    if index == 0 { _ = alps_sys_munmap(mapped, bytes) }
+    return index
+}
+
+private func place(of handle: UInt64) -> Int {
+    var index = 0
+    locked {
+        guard table.count > 0, let rings = table.rings else { return }
+        for each in 0..<mostRings where rings[each].handle == handle {
+            rings[each].descriptors += 1
+            index = each + 1
+            return
+        }
+    }
+    return index
+}
+
+private func locked(_ body: () -> Void) {
+    var mask = sigset_t()
+    alps_block_signals(&mask)
+    alps_shim_lock()
+    body()
+    alps_shim_unlock()
+    alps_restore_signals(&mask)
+}
+
+// MARK: - letting go
+
+@inline(__always)
+func dropRing(_ found: EntryPointer) {
+    if found.pointee.ring != 0 {
+        let index = Int(found.pointee.ring)
+        found.pointee.ring = 0
+        releaseRing(index)
+    }
+}
+
+/// `found` is a copy of another entry.
+@inline(__always)
+func shareRing(_ found: EntryPointer) {
+    let index = Int(found.pointee.ring)
+    if index != 0 { locked { table.rings.unsafelyUnwrapped[index - 1].descriptors += 1 } }
+}
+
+@inline(never)
+private func releaseRing(_ index: Int) {
+    locked {
+        guard let rings = table.rings else { return }
+        rings[index - 1].descriptors -= 1
+        unmapIfUnused(rings + (index - 1))
+    }
+}
+
+private func unmapIfUnused(_ ring: RingPointer) {
+    guard ring.pointee.descriptors <= 0, ring.pointee.users <= 0, ring.pointee.handle != 0 else { return }
+    _ = alps_sys_munmap(ring.pointee.page, ring.pointee.bytes)
+    ring.pointee = MappedStreamRing()
+    table.count -= 1
+}
+
+/// In the child of a fork: only this thread is left.
+func forgetRingUsers() {
+    guard table.count > 0, let rings = table.rings else { return }
+    for index in 0..<mostRings where rings[index].handle != 0 { rings[index].users = 0 }
+}
+
+/// The ring under a descriptor, kept mapped until `endUse`. nil: it has none, or the number means another file by now. Signals
+/// are blocked by the caller.
+func beginUse(_ descriptor: Int32) -> RingPointer? {
+    guard let found = entry(of: descriptor) else { return nil }
+    if cookie(of: descriptor) != found.pointee.cookie {
+        clearEntry(descriptor)
+        return nil
+    }
+    alps_shim_lock()
+    defer { alps_shim_unlock() }
+    let index = Int(found.pointee.ring)
+    guard index != 0, let rings = table.rings, rings[index - 1].handle == found.pointee.handle else { return nil }
+    rings[index - 1].users += 1
+    return rings + (index - 1)
+}
+
+func endUse(_ ring: RingPointer) {
+    alps_shim_lock()
+    ring.pointee.users -= 1
+    unmapIfUnused(ring)
+    alps_shim_unlock()
+}
+
+// MARK: - locks and bells
+
+/// Takes a lock of the page. Signals are blocked by the caller. False if that seems not to be possible: then the pair is
+/// the way, whose bytes come in their order.
+func lock(_ word: UnsafeMutablePointer<UInt32>) -> Bool {
+    let thread = alps_sys_thread()
+    for _ in 0..<200 {
+        if alps_load_word(word) == 0, alps_swap_word(word, 0, thread) != 0 { return true }
+        alps_pause()
+    }
+    let error = alps_errno()
+    defer { alps_set_errno(error) }
+    for _ in 0..<100 {
+        var value = alps_load_word(word)
+        if value == 0 {
+            if alps_swap_word(word, 0, thread | ALPS_RING_WAITED) != 0 { return true }
+            continue
+        }
+        if value & ALPS_RING_WAITED == 0 {
+            guard alps_swap_word(word, value, value | ALPS_RING_WAITED) != 0 else { continue }
+            value |= ALPS_RING_WAITED
+        }
+        guard alps_sys_futex_wait_shared(word, value, 50) < 0, alps_errno() == ETIMEDOUT else { continue }
+        let owner = value & ~ALPS_RING_WAITED
+        if owner < ALPS_RING_OPENING, alps_sys_thread_exists(owner) == 0,
+            alps_swap_word(word, value, thread | ALPS_RING_WAITED) != 0
+        {
+            return true
+        }
+    }
+    return false
+}
+
+func unlock(_ word: UnsafeMutablePointer<UInt32>) {
+    if alps_exchange_word(word, 0) & ALPS_RING_WAITED != 0 { alps_sys_futex_wake_shared(word) }
+}
+
+@inline(__always)
+func ringBell(_ descriptor: Int32, _ word: UnsafeMutablePointer<UInt32>) {
+    if alps_load_word(word) != 0, alps_exchange_word(word, 0) != 0 { wakeHost(descriptor) }
+}
+
+@inline(never)
+private func wakeHost(_ descriptor: Int32) {
+    guard let found = entry(of: descriptor) else { return }
+    var nothing: UInt8 = 0
+    _ = tell(ALPS_OP_STREAM_BELL, about: found, &nothing, 0, tail: nil, 0)
+}
+
+// MARK: - back to the pair
+
+/// The host carries all of this stream in its pair again. `forGood`: for ever.
+@inline(never)
+func returnToPair(_ descriptor: Int32, forGood: Bool) {
+    guard let found = entry(of: descriptor), found.pointee.isStream, alps_shim_borrows_memory() == 0 else { return }
+    if forGood { found.pointee.ringState |= Entry.inBandForGood }
+    guard found.pointee.ring != 0, !activation.confined else { return }
+    let error = alps_errno()
+    var mask = sigset_t()
+    alps_block_signals(&mask)
+    if let ring = beginUse(descriptor) {
+        let page = ring.pointee.page.unsafelyUnwrapped
+        let reads = lock(&page.pointee.read_lock)
+        let writes = lock(&page.pointee.write_lock)
+        var directions = ALPS_RING_RECEIVE | ALPS_RING_SEND
+        _ = ask(ALPS_OP_STREAM_PAIR, about: found, &directions, 4)
+        if found.pointee.ringState & Entry.opensWriting == 0 {
+            var room = Int32(ALPS_RING_PAIR_SNDBUF_INBAND)
+            _ = alps_sys_setsockopt(descriptor, SOL_SOCKET, SO_SNDBUF, &room, 4)
+        }
+        if writes { unlock(&page.pointee.write_lock) }
+        if reads { unlock(&page.pointee.read_lock) }
+        endUse(ring)
+    }
+    alps_restore_signals(&mask)
+    alps_set_errno(error)
+}
+
+@inline(__always)
+func returnToPairForGood(_ descriptor: Int32) {
+    guard activation.active, let found = entry(of: descriptor), found.pointee.kind == .stream || found.pointee.kind == .freshStream,
+        found.pointee.ringState & Entry.inBandForGood == 0
+    else { return }
+    returnToPair(descriptor, forGood: true)
+}
+
+/// Everything that has rings, or what another program would inherit of it.
+func returnAllToPairs(inheritedOnly: Bool) {
+    guard table.count > 0, alps_shim_borrows_memory() == 0, let entries = fileTable.entries else { return }
+    for descriptor in 0...Int32(bitPattern: fileTable.highest) where entries[Int(descriptor)].ring != 0 {
+        if inheritedOnly, alps_sys_fcntl(descriptor, F_GETFD, 0) & FD_CLOEXEC != 0 { continue }
+        returnToPair(descriptor, forGood: true)
+    }
+}
+
+@c(alps_shim_in_band)
+public func shimInBand(_ descriptor: Int32) {
+    ensureReady()
+    returnToPairForGood(descriptor)
+}
+
+/// Descriptors that are about to be passed to another process.
+func returnPassedToPairs(_ message: msghdr) {
+    guard table.count > 0, let control = message.msg_control else { return }
+    let end = Int(message.msg_controllen)
+    var position = 0
+    while position + MemoryLayout<cmsghdr>.size <= end {
+        let header = (control + position).loadUnaligned(as: cmsghdr.self)
+        let length = Int(header.cmsg_len)
+        guard length >= MemoryLayout<cmsghdr>.size, position + length <= end else { return }
+        if header.cmsg_level == SOL_SOCKET, header.cmsg_type == Int32(SCM_RIGHTS) {
+            var each = position + MemoryLayout<cmsghdr>.size
+            while each + 4 <= position + length {
+                returnToPairForGood((control + each).loadUnaligned(as: Int32.self))
+                each += 4
+            }
+        }
+        position += (length + 7) & ~7
+    }
+}

@@ -62,59 +62,97 @@ static void finish(void) {
     part();
 }
 
-static void exec_in_child(void) {
+/* `start` starts the other program, and returns what it ended with. The first time the stream has bulk data on it; then bulk
+   data come again before it. */
+static void given_by(int (*start)(char **arguments), int fd) {
     char text[4][30];
-    meet_in_bulk();
-    for (int turn = 0; turn < 3; turn++) {
-        load(near);
-        char **arguments = prepare(near, text);
-        pid_t child = turn == 1 ? vfork() : fork();
-        if (child == 0) {
-            execv(other, arguments);
-            _exit(98);
-        }
-        settle(child_status(child));
-        bulk(near);
-    }
-    finish();
-}
-
-static void spawned(void) {
-    char text[4][30];
-    meet_in_bulk();
-    load(near);
-    pid_t child;
-    MUST(-posix_spawn(&child, other, NULL, NULL, prepare(near, text), environ));
-    settle(child_status(child));
-    bulk(near);
-    // As its number 0, the original closed there.
-    load(near);
-    posix_spawn_file_actions_t actions;
-    posix_spawn_file_actions_init(&actions);
-    posix_spawn_file_actions_adddup2(&actions, near, 0);
-    posix_spawn_file_actions_addclose(&actions, near);
-    MUST(-posix_spawn(&child, other, &actions, NULL, prepare(0, text), environ));
-    settle(child_status(child));
-    finish();
-}
-
-static void by_system(void) {
-    char text[4][30], command[4096];
     meet_in_bulk();
     for (int turn = 0; turn < 2; turn++) {
         load(near);
-        char **arguments = prepare(near, text);
-        snprintf(command, sizeof command, "exec %s %s %s %s %s %s", other, arguments[1], text[0], text[1], text[2], text[3]);
-        if (turn == 0) {
-            settle(system(command));
-        } else {
-            FILE *stream = popen(command, "w");
-            settle(pclose(stream));
-        }
+        settle(start(prepare(fd < 0 ? near : fd, text)));
         bulk(near);
     }
     finish();
 }
+
+static int by_fork(char **arguments) {
+    pid_t child = fork();
+    if (child == 0) execv(other, arguments), _exit(98);
+    return child_status(child);
+}
+static void exec_after_fork(void) { given_by(by_fork, -1); }
+
+static int by_vfork(char **arguments) {
+    pid_t child = vfork();
+    if (child == 0) execv(other, arguments), _exit(98);
+    return child_status(child);
+}
+static void exec_after_vfork(void) { given_by(by_vfork, -1); }
+
+/* As a server of inetd's kind does it: as number 0, the other numbers closed on exec. */
+static int by_fork_as_0(char **arguments) {
+    fcntl(near, F_SETFD, FD_CLOEXEC);
+    pid_t child = fork();
+    if (child == 0) {
+        dup2(near, 0);
+        execv(other, arguments);
+        _exit(98);
+    }
+    return child_status(child);
+}
+static void exec_as_0(void) { given_by(by_fork_as_0, 0); }
+
+static int by_vfork_as_0(char **arguments) {
+    fcntl(near, F_SETFD, FD_CLOEXEC);
+    pid_t child = vfork();
+    if (child == 0) {
+        dup2(near, 0);
+        execv(other, arguments);
+        _exit(98);
+    }
+    return child_status(child);
+}
+static void vfork_as_0(void) { given_by(by_vfork_as_0, 0); }
+
+static int by_spawn(char **arguments) {
+    pid_t child;
+    MUST(-posix_spawn(&child, other, NULL, NULL, arguments, environ));
+    return child_status(child);
+}
+static void spawned(void) { given_by(by_spawn, -1); }
+
+static int by_spawn_as_0(char **arguments) {
+    pid_t child;
+    posix_spawn_file_actions_t actions;
+    fcntl(near, F_SETFD, FD_CLOEXEC);
+    posix_spawn_file_actions_init(&actions);
+    posix_spawn_file_actions_adddup2(&actions, near, 0);
+    MUST(-posix_spawn(&child, other, &actions, NULL, arguments, environ));
+    return child_status(child);
+}
+static void spawned_as_0(void) { given_by(by_spawn_as_0, 0); }
+
+/* dup2 of a number to itself takes its FD_CLOEXEC away, in posix_spawn. */
+static int by_spawn_as_itself(char **arguments) {
+    pid_t child;
+    posix_spawn_file_actions_t actions;
+    fcntl(near, F_SETFD, FD_CLOEXEC);
+    posix_spawn_file_actions_init(&actions);
+    posix_spawn_file_actions_adddup2(&actions, near, near);
+    MUST(-posix_spawn(&child, other, &actions, NULL, arguments, environ));
+    return child_status(child);
+}
+static void spawned_as_itself(void) { given_by(by_spawn_as_itself, -1); }
+
+static const char *command(char **arguments) {
+    static char text[4096];
+    snprintf(text, sizeof text, "exec %s %s %s %s %s %s", other, arguments[1], arguments[2], arguments[3], arguments[4], arguments[5]);
+    return text;
+}
+static int by_system(char **arguments) { return system(command(arguments)); }
+static void with_system(void) { given_by(by_system, -1); }
+static int by_popen(char **arguments) { return pclose(popen(command(arguments), "w")); }
+static void with_popen(void) { given_by(by_popen, -1); }
 
 /* The program itself becomes another, with what it has not read. */
 static void exec_itself(void) {
@@ -350,9 +388,11 @@ static void replaced(void) {
 }
 
 static const struct test tests[] = {
-    {"exec", exec_in_child}, {"exec-itself", exec_itself}, {"spawn", spawned}, {"system", by_system},
-    {"rights", rights}, {"stdio", by_stdio}, {"dprintf", by_dprintf}, {"confined", confined}, {"fork-after", fork_after},
-    {"fork-before", fork_before}, {"fork-apart", fork_apart}, {"dup", duplicates}, {"replaced", replaced}, {NULL, NULL}};
+    {"exec", exec_after_fork}, {"vfork", exec_after_vfork}, {"exec-0", exec_as_0}, {"vfork-0", vfork_as_0},
+    {"spawn", spawned}, {"spawn-0", spawned_as_0}, {"spawn-itself", spawned_as_itself}, {"system", with_system},
+    {"popen", with_popen}, {"exec-itself", exec_itself}, {"rights", rights}, {"stdio", by_stdio}, {"dprintf", by_dprintf},
+    {"confined", confined}, {"fork-after", fork_after}, {"fork-before", fork_before}, {"fork-apart", fork_apart},
+    {"dup", duplicates}, {"replaced", replaced}, {NULL, NULL}};
 
 int main(int count, char **arguments) {
     other = count > 2 ? arguments[2] : arguments[0];

@@ -49,7 +49,7 @@ func sendThroughRing(_ descriptor: Int32, buffer: UnsafeRawPointer?, _ count: In
 }
 
 private func isOpening(_ descriptor: Int32) -> Bool {
-    (entry(of: descriptor)?.pointee.ringState ?? 0) & Entry.opensWriting != 0
+    entry(of: descriptor)?.pointee.has(Entry.opensWriting) ?? false
 }
 
 private func sendRest(_ descriptor: Int32, _ vector: inout Vector, _ done: Int, _ wanted: Int, _ flags: Int32) -> Int {
@@ -71,14 +71,30 @@ func sendIntoPair(_ descriptor: Int32, _ piece: UnsafeMutableRawBufferPointer, _
     let sent = real.sendto.unsafelyUnwrapped(
         descriptor, piece.baseAddress, piece.count, flags & Int32(MSG_DONTWAIT | MSG_NOSIGNAL), nil, 0)
     countPair(descriptor, isEnd: true)
-    if sent > 0, let found = entry(of: descriptor), found.pointee.ringState & Entry.opensWriting != 0 {
-        found.pointee.ringState &= ~Entry.opensWriting
-        let error = alps_errno()
-        var room = Int32(ALPS_RING_PAIR_SNDBUF)
-        _ = alps_sys_setsockopt(descriptor, SOL_SOCKET, SO_SNDBUF, &room, 4)
-        alps_set_errno(error)
-    }
+    if sent > 0, isOpening(descriptor) { makePairSmall(descriptor) }
     return sent
+}
+
+/// While the ring is in use: in a small buffer many bytes that wait are soon told from few. Who goes back to the pair makes it
+/// large again, with the lock.
+private func makePairSmall(_ descriptor: Int32) {
+    let error = alps_errno()
+    var mask = sigset_t()
+    alps_block_signals(&mask)
+    if let found = entry(of: descriptor), let ring = beginUse(descriptor) {
+        let page = ring.pointee.page.unsafelyUnwrapped
+        if lock(&page.pointee.write_lock) {
+            let before = alps_clear_bits(&found.pointee.ringState, Entry.opensWriting)
+            if before & Entry.opensWriting != 0, alps_load_word(&page.pointee.closed) & ALPS_RING_SEND == 0 {
+                var room = Int32(ALPS_RING_PAIR_SNDBUF)
+                _ = alps_sys_setsockopt(descriptor, SOL_SOCKET, SO_SNDBUF, &room, 4)
+            }
+            unlock(&page.pointee.write_lock)
+        }
+        endUse(ring)
+    }
+    alps_restore_signals(&mask)
+    alps_set_errno(error)
 }
 
 private func countPair(_ descriptor: Int32, isEnd: Bool) {

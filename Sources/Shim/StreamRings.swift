@@ -36,12 +36,19 @@ private var mostRings: Int { 1024 }
 /// Counts forks in both processes: what was there before is shared by them.
 nonisolated(unsafe) var forks: UInt32 = 0
 
+/// Rings that were asked for since this process began.
+private nonisolated(unsafe) var openings: UInt32 = 0
+
 extension Entry {
     // ringState
     /// Code without the shim may get at it, or the host wants none.
-    static var inBandForGood: UInt8 { 1 }
+    static var inBandForGood: UInt32 { 1 }
     /// The next write begins with a little in the pair, see `sendThroughRing`.
-    static var opensWriting: UInt8 { 2 }
+    static var opensWriting: UInt32 { 2 }
+    /// A thread is asking for a ring.
+    static var opensRing: UInt32 { 4 }
+
+    func has(_ state: UInt32) -> Bool { ringState & state != 0 }
 }
 
 /// Payload of calls from which a stream is taken for one of bulk data, bytes; and how much of it.
@@ -99,21 +106,39 @@ private func noteBulkWritten(_ descriptor: Int32, _ count: Int) {
 private func candidate(_ descriptor: Int32) -> EntryPointer? {
     guard !activation.confined, alps_shim_borrows_memory() == 0,
         let found = entry(of: descriptor), found.pointee.kind == .stream,
-        found.pointee.ringState & Entry.inBandForGood == 0, found.pointee.ring != 0 || found.pointee.born == forks
+        !found.pointee.has(Entry.inBandForGood), found.pointee.ring != 0 || found.pointee.born == forks
     else { return nil }
     return found
 }
 
 // MARK: - opening
 
+/// Sets a state, and tells what there was before.
+@discardableResult
+private func set(_ found: EntryPointer, _ state: UInt32) -> UInt32 { alps_set_bits(&found.pointee.ringState, state) }
+
 private func openRing(_ descriptor: Int32, _ found: EntryPointer, _ direction: UInt32) {
     guard cookie(of: descriptor) == found.pointee.cookie, makeTable() else { return }
+    // One thread at a time; and whoever makes the stream in-band meanwhile waits for the outcome. Not a handler of this
+    // thread, though.
+    var mask = sigset_t()
+    alps_block_signals(&mask)
+    let before = set(found, Entry.opensRing)
+    if before & Entry.opensRing == 0 {
+        alps_count_word(&openings)
+        if before & Entry.inBandForGood == 0 { askForRing(descriptor, found, direction) }
+        _ = alps_clear_bits(&found.pointee.ringState, Entry.opensRing)
+    }
+    alps_restore_signals(&mask)
+}
+
+private func askForRing(_ descriptor: Int32, _ found: EntryPointer, _ direction: UInt32) {
     var directions = direction
     var information = alps_stream_ring_info()
     let reply = ask(
         ALPS_OP_STREAM_RING, about: found, &directions, 4, into: &information, MemoryLayout<alps_stream_ring_info>.size)
     guard reply.error == 0 else {
-        if reply.error != EAGAIN { found.pointee.ringState |= Entry.inBandForGood }
+        if reply.error != EAGAIN { set(found, Entry.inBandForGood) }
         return
     }
     var index = 0
@@ -125,7 +150,7 @@ private func openRing(_ descriptor: Int32, _ found: EntryPointer, _ direction: U
         // Without descriptors, memory or places left it goes on in the pair.
         var all = ALPS_RING_RECEIVE | ALPS_RING_SEND
         _ = ask(ALPS_OP_STREAM_PAIR, about: found, &all, 4)
-        found.pointee.ringState |= Entry.inBandForGood
+        set(found, Entry.inBandForGood)
         return
     }
     let page = rings[index - 1].page.unsafelyUnwrapped
@@ -137,7 +162,7 @@ private func openRing(_ descriptor: Int32, _ found: EntryPointer, _ direction: U
         }
         unlock(&page.pointee.read_lock)
     }
-    if information.is_first & ALPS_RING_SEND != 0 { found.pointee.ringState |= Entry.opensWriting }
+    if information.is_first & ALPS_RING_SEND != 0 { set(found, Entry.opensWriting) }
     if found.pointee.ring != UInt16(index) {
         dropRing(found)
         found.pointee.ring = UInt16(index)
@@ -246,6 +271,13 @@ private func unmapIfUnused(_ ring: RingPointer) {
 
 /// In the child of a fork: only this thread is left.
 func forgetRingUsers() {
+    if openings != 0, let entries = fileTable.entries {
+        // Another thread may have been asking.
+        openings = 0
+        for index in 0...Int(fileTable.highest) where entries[index].has(Entry.opensRing) {
+            _ = alps_clear_bits(&entries[index].ringState, Entry.opensRing)
+        }
+    }
     guard table.count > 0, let rings = table.rings else { return }
     for index in 0..<mostRings where rings[index].handle != 0 { rings[index].users = 0 }
 }
@@ -328,9 +360,10 @@ private func wakeHost(_ descriptor: Int32) {
 @inline(never)
 func returnToPair(_ descriptor: Int32, forGood: Bool) {
     guard let found = entry(of: descriptor), found.pointee.isStream, alps_shim_borrows_memory() == 0 else { return }
-    if forGood { found.pointee.ringState |= Entry.inBandForGood }
-    guard found.pointee.ring != 0, !activation.confined else { return }
     let error = alps_errno()
+    if forGood { set(found, Entry.inBandForGood) }
+    while found.pointee.has(Entry.opensRing) { alps_sys_yield() }
+    guard found.pointee.ring != 0, !activation.confined else { return alps_set_errno(error) }
     var mask = sigset_t()
     alps_block_signals(&mask)
     if let ring = beginUse(descriptor) {
@@ -339,10 +372,9 @@ func returnToPair(_ descriptor: Int32, forGood: Bool) {
         let writes = lock(&page.pointee.write_lock)
         var directions = ALPS_RING_RECEIVE | ALPS_RING_SEND
         _ = ask(ALPS_OP_STREAM_PAIR, about: found, &directions, 4)
-        if found.pointee.ringState & Entry.opensWriting == 0 {
-            var room = Int32(ALPS_RING_PAIR_SNDBUF_INBAND)
-            _ = alps_sys_setsockopt(descriptor, SOL_SOCKET, SO_SNDBUF, &room, 4)
-        }
+        _ = alps_clear_bits(&found.pointee.ringState, Entry.opensWriting)
+        var room = Int32(ALPS_RING_PAIR_SNDBUF_INBAND)
+        _ = alps_sys_setsockopt(descriptor, SOL_SOCKET, SO_SNDBUF, &room, 4)
         if writes { unlock(&page.pointee.write_lock) }
         if reads { unlock(&page.pointee.read_lock) }
         endUse(ring)
@@ -354,7 +386,7 @@ func returnToPair(_ descriptor: Int32, forGood: Bool) {
 @inline(__always)
 func returnToPairForGood(_ descriptor: Int32) {
     guard activation.active, let found = entry(of: descriptor), found.pointee.kind == .stream || found.pointee.kind == .freshStream,
-        found.pointee.ringState & Entry.inBandForGood == 0
+        !found.pointee.has(Entry.inBandForGood) || found.pointee.ring != 0
     else { return }
     returnToPair(descriptor, forGood: true)
 }

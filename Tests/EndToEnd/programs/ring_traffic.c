@@ -15,7 +15,7 @@ static struct progress *progress;
 static volatile uint64_t *bytes_total;
 
 struct end {
-    int fd, number, waiting, threads, signals, restarts, slow;
+    int fd, number, waiting, threads, signals, restarts, slow, splices;
     uint64_t seed, abort_at;  /* the first end resets the connection there */
     int may_break;
 };
@@ -115,6 +115,8 @@ static enum result read_once(struct worker *of) {
     struct iovec parts[6];
     unsigned char *bytes = of->buffer;
     of->last = (int)below(&of->rng, 14);
+    // The kernel splices from and to pairs only: that ends the ring.
+    if (of->last == 11 && !end->splices) of->last = 0;
     progress->last[end->number][0] = of->last;
     switch (of->last) {
     case 0: case 1: case 2: return check(of, read(fd, bytes, count), bytes, 0);
@@ -201,6 +203,7 @@ static enum result write_once(struct worker *of) {
     struct iovec parts[6];
     ssize_t sent;
     of->last = of->piped ? 9 : (int)below(&of->rng, 13);
+    if (of->last == 9 && !end->splices) of->last = 0;
     progress->last[end->number][1] = of->last;
     switch (of->last) {
     case 0: case 1: case 2: sent = write(fd, bytes, count), flags = 0; break;
@@ -365,6 +368,7 @@ static void run_end(int number, int fd, uint64_t seed) {
         end.signals = one_in(&plan, 3);
         end.restarts = (int)below(&plan, 2);
         end.slow = one_in(&plan, 6);
+        end.splices = one_in(&plan, 4);
     }
     if (resets && number == 0) {
         if (end.waiting < POLL) end.waiting = POLL;

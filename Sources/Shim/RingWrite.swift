@@ -200,12 +200,19 @@ func sendFileThroughRing(_ target: Int32, _ source: Int32, _ offset: UnsafeMutab
     }
     defer { if done > 0 { offset?.pointee = position } }
     while done < count, !hasEnded {
+        // Opened anew meanwhile, if something has been sent.
         if isOpening(target) { return done > 0 ? done : -2 }
         let before = alps_errno()
         alps_set_errno(0)
         let outcome = putIntoRing(target, count - done, read)
         switch outcome {
-        case .closed: return done > 0 ? done : -2
+        case .closed:
+            guard done > 0 else { return -2 }
+            // The kernel moves the rest.
+            let more = withUnsafeMutablePointer(to: &position) {
+                real.sendfile.unsafelyUnwrapped(target, source, offset == nil ? nil : $0, count - done)
+            }
+            return done + max(more, 0)
         case .bytes(let put):
             if put == 0 {
                 if done == 0, alps_errno() != 0 { return -1 }

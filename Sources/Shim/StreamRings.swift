@@ -290,6 +290,10 @@ func beginUse(_ descriptor: Int32) -> RingPointer? {
         clearEntry(descriptor)
         return nil
     }
+    return beginUse(found)
+}
+
+private func beginUse(_ found: EntryPointer) -> RingPointer? {
     alps_shim_lock()
     defer { alps_shim_unlock() }
     let index = Int(found.pointee.ring)
@@ -356,21 +360,31 @@ private func wakeHost(_ descriptor: Int32) {
 
 // MARK: - back to the pair
 
-/// The host carries all of this stream in its pair again. `forGood`: for ever.
+/// The host carries all of this stream in its pair again. `forGood`: for ever, whoever holds it.
 @inline(never)
 func returnToPair(_ descriptor: Int32, forGood: Bool) {
-    guard let found = entry(of: descriptor), found.pointee.isStream, alps_shim_borrows_memory() == 0 else { return }
+    guard let found = entry(of: descriptor), found.pointee.kind == .stream || found.pointee.kind == .freshStream else { return }
     let error = alps_errno()
-    if forGood { set(found, Entry.inBandForGood) }
+    if cookie(of: descriptor) == found.pointee.cookie { returnToPair(found, descriptor, forGood: forGood) }
+    alps_set_errno(error)
+}
+
+/// `descriptor`: a number of this process, which may be a child that has the entry's memory but descriptors of its own.
+private func returnToPair(_ found: EntryPointer, _ descriptor: Int32, forGood: Bool) {
+    var directions = ALPS_RING_RECEIVE | ALPS_RING_SEND
+    var isNew = false
+    if forGood {
+        isNew = set(found, Entry.inBandForGood) & Entry.inBandForGood == 0
+        directions |= ALPS_RING_NEVER_AGAIN
+    }
     while found.pointee.has(Entry.opensRing) { alps_sys_yield() }
-    guard found.pointee.ring != 0, !activation.confined else { return alps_set_errno(error) }
+    guard !activation.confined else { return }
     var mask = sigset_t()
     alps_block_signals(&mask)
-    if let ring = beginUse(descriptor) {
+    if let ring = beginUse(found) {
         let page = ring.pointee.page.unsafelyUnwrapped
         let reads = lock(&page.pointee.read_lock)
         let writes = lock(&page.pointee.write_lock)
-        var directions = ALPS_RING_RECEIVE | ALPS_RING_SEND
         _ = ask(ALPS_OP_STREAM_PAIR, about: found, &directions, 4)
         _ = alps_clear_bits(&found.pointee.ringState, Entry.opensWriting)
         var room = Int32(ALPS_RING_PAIR_SNDBUF_INBAND)
@@ -378,9 +392,11 @@ func returnToPair(_ descriptor: Int32, forGood: Bool) {
         if writes { unlock(&page.pointee.write_lock) }
         if reads { unlock(&page.pointee.read_lock) }
         endUse(ring)
+    } else if isNew, found.pointee.born == forks {
+        // By another number it may be found worth a ring.
+        _ = ask(ALPS_OP_STREAM_PAIR, about: found, &directions, 4)
     }
     alps_restore_signals(&mask)
-    alps_set_errno(error)
 }
 
 @inline(__always)
@@ -391,13 +407,38 @@ func returnToPairForGood(_ descriptor: Int32) {
     returnToPair(descriptor, forGood: true)
 }
 
-/// Everything that has rings, or what another program would inherit of it.
+/// All streams, or those that another program would inherit.
 func returnAllToPairs(inheritedOnly: Bool) {
-    guard table.count > 0, alps_shim_borrows_memory() == 0, let entries = fileTable.entries else { return }
-    for descriptor in 0...Int32(bitPattern: fileTable.highest) where entries[Int(descriptor)].ring != 0 {
-        if inheritedOnly, alps_sys_fcntl(descriptor, F_GETFD, 0) & FD_CLOEXEC != 0 { continue }
-        returnToPair(descriptor, forGood: true)
+    guard let entries = fileTable.entries else { return }
+    let error = alps_errno()
+    let borrows = alps_shim_borrows_memory() != 0
+    // A child of vfork has given its descriptors numbers that the table, which is its parent's, knows nothing of.
+    let highest = borrows ? max(fileTable.highest, 1023) : fileTable.highest
+    for descriptor in 0...Int32(bitPattern: highest) {
+        let found = entries[Int(descriptor)]
+        guard borrows || found.kind == .stream && (inheritedOnly || found.ring != 0) else { continue }
+        if inheritedOnly {
+            let flags = alps_sys_fcntl(descriptor, F_GETFD, 0)
+            guard flags >= 0, flags & FD_CLOEXEC == 0 else { continue }
+        }
+        if !borrows {
+            returnToPairForGood(descriptor)
+            continue
+        }
+        let cookie = cookie(of: descriptor)
+        guard cookie != 0 else { continue }
+        for index in 0...Int(fileTable.highest) where entries[index].cookie == cookie && entries[index].kind == .stream {
+            returnToPair(entries + index, descriptor, forGood: true)
+        }
     }
+    alps_set_errno(error)
+}
+
+/// Before libc starts another program by itself.
+@c(alps_shim_starts_program)
+public func shimStartsProgram() {
+    ensureReady()
+    if activation.active { returnAllToPairs(inheritedOnly: true) }
 }
 
 @c(alps_shim_in_band)
@@ -408,7 +449,7 @@ public func shimInBand(_ descriptor: Int32) {
 
 /// Descriptors that are about to be passed to another process.
 func returnPassedToPairs(_ message: msghdr) {
-    guard table.count > 0, let control = message.msg_control else { return }
+    guard let control = message.msg_control else { return }
     let end = Int(message.msg_controllen)
     var position = 0
     while position + MemoryLayout<cmsghdr>.size <= end {

@@ -23,6 +23,8 @@ final class StreamChannel: Channel {
     var mayHaveUnread = true
     /// Rings, once there are some, and whether the host looks at them every turn.
     var ring: StreamRing?
+    /// Code that knows nothing of rings may use the socket.
+    var staysInBand = false
     var isWatched = false
     /// A client held the lock that the host needed.
     var needsReadLock = false
@@ -279,7 +281,7 @@ final class StreamChannel: Channel {
         return put(1, 0) && put(2, Int32(MSG_OOB)) && put(3, 0) && take(0) == [1] && take(Int32(MSG_OOB)) == [2] && take(0) == [3]
     }()
 
-    private func pushReceived(_ socket: Socket) {
+    func pushReceived(_ socket: Socket) {
         while socket.receiveAvailable > 0 {
             if var urgent = socket.mirroredByte {
                 if send(descriptor, &urgent, 1, Int32(MSG_OOB) | Int32(MSG_DONTWAIT) | Int32(MSG_NOSIGNAL)) == 1 {

@@ -163,12 +163,21 @@ private func askForRing(_ descriptor: Int32, _ found: EntryPointer, _ direction:
         unlock(&page.pointee.read_lock)
     }
     if information.is_first & ALPS_RING_SEND != 0 { set(found, Entry.opensWriting) }
-    if found.pointee.ring != UInt16(index) {
-        dropRing(found)
-        found.pointee.ring = UInt16(index)
-    } else {
-        // Once for the descriptor.
-        releaseRing(index)
+    locked {
+        // Counted once already, for this descriptor. The socket may have others: all of them have the ring, or what is
+        // written by one would overtake what is written by another.
+        rings[index - 1].descriptors -= 1
+        guard let entries = fileTable.entries else { return }
+        for each in 0...Int(fileTable.highest)
+        where entries[each].handle == found.pointee.handle && entries[each].kind == .stream && entries[each].ring != UInt16(index) {
+            let old = Int(entries[each].ring)
+            entries[each].ring = UInt16(index)
+            rings[index - 1].descriptors += 1
+            guard old != 0 else { continue }
+            rings[old - 1].descriptors -= 1
+            unmapIfUnused(rings + (old - 1))
+        }
+        unmapIfUnused(rings + (index - 1))
     }
 }
 
@@ -239,10 +248,17 @@ private func locked(_ body: () -> Void) {
 
 @inline(__always)
 func dropRing(_ found: EntryPointer) {
-    if found.pointee.ring != 0 {
+    if found.pointee.ring != 0 { dropKnownRing(found) }
+}
+
+@inline(never)
+private func dropKnownRing(_ found: EntryPointer) {
+    locked {
         let index = Int(found.pointee.ring)
+        guard index != 0, let rings = table.rings else { return }
         found.pointee.ring = 0
-        releaseRing(index)
+        rings[index - 1].descriptors -= 1
+        unmapIfUnused(rings + (index - 1))
     }
 }
 
@@ -251,15 +267,6 @@ func dropRing(_ found: EntryPointer) {
 func shareRing(_ found: EntryPointer) {
     let index = Int(found.pointee.ring)
     if index != 0 { locked { table.rings.unsafelyUnwrapped[index - 1].descriptors += 1 } }
-}
-
-@inline(never)
-private func releaseRing(_ index: Int) {
-    locked {
-        guard let rings = table.rings else { return }
-        rings[index - 1].descriptors -= 1
-        unmapIfUnused(rings + (index - 1))
-    }
 }
 
 private func unmapIfUnused(_ ring: RingPointer) {
@@ -392,6 +399,8 @@ private func returnToPair(_ found: EntryPointer, _ descriptor: Int32, forGood: B
         if writes { unlock(&page.pointee.write_lock) }
         if reads { unlock(&page.pointee.read_lock) }
         endUse(ring)
+        // A process that confines itself must not so much as look at it.
+        if forGood { dropRing(found) }
     } else if isNew, found.pointee.born == forks {
         // By another number it may be found worth a ring.
         _ = ask(ALPS_OP_STREAM_PAIR, about: found, &directions, 4)
@@ -439,6 +448,13 @@ func returnAllToPairs(inheritedOnly: Bool) {
 public func shimStartsProgram() {
     ensureReady()
     if activation.active { returnAllToPairs(inheritedOnly: true) }
+}
+
+/// Whether bytes have to go by way of the shim's own functions, not of libc's.
+@c(alps_shim_has_ring)
+public func shimHasRing(_ descriptor: Int32) -> Int32 {
+    ensureReady()
+    return kind(of: descriptor) == .stream && hasRing(descriptor) ? 1 : 0
 }
 
 @c(alps_shim_in_band)

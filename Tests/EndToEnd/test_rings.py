@@ -118,7 +118,7 @@ HANDED_OVER = ["exec", "vfork", "exec-0", "vfork-0", "spawn", "spawn-0", "spawn-
 
 
 @pytest.mark.parametrize("name", HANDED_OVER + ["exec-itself", "dprintf", "fork-after", "fork-before", "fork-apart", "dup",
-                                                "replaced"])
+                                                "dup-before", "replaced"])
 def test_a_stream_goes_to_code_without_the_shim_in_mid_stream(stack, programs, name):
     program, other = programs("ring_handover"), programs("ring_handover", "-static")
     assert staged(stack, program, name, other, outside=True)[0] == ["done"]

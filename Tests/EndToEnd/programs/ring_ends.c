@@ -385,7 +385,7 @@ static void threads_read(void) {
 }
 
 /* Several threads write: each one's bytes come in its order. The top two bits of a byte say whose it is. */
-#define EACH 3000000ul
+#define EACH 700000ul
 static unsigned char thread_byte(unsigned thread, uint64_t position) {
     uint64_t mixed = (position + 1) * 0x9e3779b97f4a7c15;
     return (unsigned char)(thread << 6 | (mixed >> 40 & 63));
@@ -406,12 +406,10 @@ static void *writer(void *argument) {
     return NULL;
 }
 
-static void threads_write(void) {
+static void threads_write_once(void) {
     int pair[2];
     connected(pair);
     near = pair[0];
-    send_sequence(near, 0, 65536, 65536);
-    receive_sequence("here", pair[1], 0, 65536, 65536);
     pthread_t all[THREADS];
     for (size_t each = 0; each < THREADS; each++) pthread_create(all + each, NULL, writer, (void *)each);
     uint64_t positions[THREADS] = {0}, total = 0;
@@ -430,7 +428,13 @@ static void threads_write(void) {
     }
     for (int each = 0; each < THREADS; each++) pthread_join(all[each], NULL);
     MUST(close(near));
-    say("end: %zd", read(pair[1], bytes, 1));
+    if (read(pair[1], bytes, 1) != 0) say("no end");
+    MUST(close(pair[1]));
+    free(bytes);
+}
+/* Often, since it is when the ring comes that one may overtake another. */
+static void threads_write(void) {
+    for (int turn = 0; turn < 40; turn++) threads_write_once();
 }
 
 /* A thread that waits in read and one that waits in write are woken by shutdown in a third. */

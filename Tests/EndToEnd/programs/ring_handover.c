@@ -372,6 +372,43 @@ static void duplicates(void) {
     finish();
 }
 
+/* Two numbers from the beginning, the bulk comes by one of them: then both, by turns. */
+static void duplicate_before(void) {
+    static unsigned char bytes[BIG];
+    struct rng rng = {3};
+    meet();
+    int numbers[2] = {near, (int)MUST(dup(near))};
+    bulk(near);
+    stage("promoted");
+    for (int turn = 0; turn < 20; turn++) {
+        ask('r', SOME, BIG);
+        for (uint64_t end = out + SOME; out < end;) {
+            size_t count = 1 + below(&rng, one_in(&rng, 2) ? 300 : 20000);
+            out += (uint64_t)MUST(write(numbers[below(&rng, 2)], bytes_at(out), count < end - out ? count : end - out));
+        }
+        answer();
+        ask('s', SOME, BIG);
+        for (uint64_t end = in + SOME; in < end;) {
+            size_t count = 1 + below(&rng, one_in(&rng, 2) ? 300 : 20000);
+            ssize_t got = MUST(read(numbers[below(&rng, 2)], bytes, count < end - in ? count : end - in));
+            if (differs("here", bytes, BACK + in, (size_t)got)) _exit(99);
+            in += (uint64_t)got;
+        }
+        answer();
+        bulk(numbers[turn % 2]);
+    }
+    // One of them goes to stdio: the other must not bring the ring back.
+    FILE *stream = fdopen(numbers[1], "r");
+    bulk(numbers[0]);
+    ask('s', SOME, BIG);
+    static unsigned char all[SOME];
+    if (fread(all, 1, SOME, stream) != SOME || differs("fread", all, BACK + in, SOME)) _exit(99);
+    in += SOME;
+    answer();
+    fclose(stream);
+    finish();
+}
+
 /* The last descriptor is replaced while the peer has not read. */
 static void replaced(void) {
     meet_in_bulk();
@@ -392,7 +429,7 @@ static const struct test tests[] = {
     {"spawn", spawned}, {"spawn-0", spawned_as_0}, {"spawn-itself", spawned_as_itself}, {"system", with_system},
     {"popen", with_popen}, {"exec-itself", exec_itself}, {"rights", rights}, {"stdio", by_stdio}, {"dprintf", by_dprintf},
     {"confined", confined}, {"fork-after", fork_after}, {"fork-before", fork_before}, {"fork-apart", fork_apart},
-    {"dup", duplicates}, {"replaced", replaced}, {NULL, NULL}};
+    {"dup", duplicates}, {"dup-before", duplicate_before}, {"replaced", replaced}, {NULL, NULL}};
 
 int main(int count, char **arguments) {
     other = count > 2 ? arguments[2] : arguments[0];

@@ -463,7 +463,10 @@ public func shimSendmmsg(
         let sent = shimSendmsg(descriptor, &messages[Int(done)].msg_hdr, flags)
         if sent < 0 { break }
         messages[Int(done)].msg_len = UInt32(sent)
+        let message = messages[Int(done)].msg_hdr
         done += 1
+        // What would follow has to come behind the rest of this one, which is the caller's to send.
+        if kind == .stream, sent < Vector(message.msg_iov, message.msg_iovlen).total { break }
     }
     return done > 0 ? Int32(done) : count == 0 ? 0 : -1
 }

@@ -37,8 +37,6 @@ struct Entry {
     var ancillary: UInt8
     /// AF_INET, AF_NETLINK or AF_PACKET.
     var domain: UInt8
-    /// See StreamRings.
-    var ringState: UInt8 = 0
     /// 1 more than its place among the mapped rings; 0: it has none.
     var ring: UInt16 = 0
     /// The epoll instance that the descriptor was registered with last, and with what; events 0: none is known.
@@ -50,6 +48,8 @@ struct Entry {
     var bulkWritten: UInt32 = 0
     /// Value of `forks` when this process got the descriptor.
     var born: UInt32 = 0
+    /// See StreamRings. Threads change it at the same time.
+    var ringState: UInt32 = 0
 
     // state
     /// A connect without waiting is under way.

@@ -49,7 +49,7 @@ func sendThroughRing(_ descriptor: Int32, buffer: UnsafeRawPointer?, _ count: In
 }
 
 private func isOpening(_ descriptor: Int32) -> Bool {
-    (entry(of: descriptor)?.pointee.ringState ?? 0) & Entry.opensWriting != 0
+    entry(of: descriptor)?.pointee.has(Entry.opensWriting) ?? false
 }
 
 private func sendRest(_ descriptor: Int32, _ vector: inout Vector, _ done: Int, _ wanted: Int, _ flags: Int32) -> Int {
@@ -71,14 +71,30 @@ func sendIntoPair(_ descriptor: Int32, _ piece: UnsafeMutableRawBufferPointer, _
     let sent = real.sendto.unsafelyUnwrapped(
         descriptor, piece.baseAddress, piece.count, flags & Int32(MSG_DONTWAIT | MSG_NOSIGNAL), nil, 0)
     countPair(descriptor, isEnd: true)
-    if sent > 0, let found = entry(of: descriptor), found.pointee.ringState & Entry.opensWriting != 0 {
-        found.pointee.ringState &= ~Entry.opensWriting
-        let error = alps_errno()
-        var room = Int32(ALPS_RING_PAIR_SNDBUF)
-        _ = alps_sys_setsockopt(descriptor, SOL_SOCKET, SO_SNDBUF, &room, 4)
-        alps_set_errno(error)
-    }
+    if sent > 0, isOpening(descriptor) { makePairSmall(descriptor) }
     return sent
+}
+
+/// While the ring is in use: in a small buffer many bytes that wait are soon told from few. Who goes back to the pair makes it
+/// large again, with the lock.
+private func makePairSmall(_ descriptor: Int32) {
+    let error = alps_errno()
+    var mask = sigset_t()
+    alps_block_signals(&mask)
+    if let found = entry(of: descriptor), let ring = beginUse(descriptor) {
+        let page = ring.pointee.page.unsafelyUnwrapped
+        if lock(&page.pointee.write_lock) {
+            let before = alps_clear_bits(&found.pointee.ringState, Entry.opensWriting)
+            if before & Entry.opensWriting != 0, alps_load_word(&page.pointee.closed) & ALPS_RING_SEND == 0 {
+                var room = Int32(ALPS_RING_PAIR_SNDBUF)
+                _ = alps_sys_setsockopt(descriptor, SOL_SOCKET, SO_SNDBUF, &room, 4)
+            }
+            unlock(&page.pointee.write_lock)
+        }
+        endUse(ring)
+    }
+    alps_restore_signals(&mask)
+    alps_set_errno(error)
 }
 
 private func countPair(_ descriptor: Int32, isEnd: Bool) {
@@ -184,12 +200,19 @@ func sendFileThroughRing(_ target: Int32, _ source: Int32, _ offset: UnsafeMutab
     }
     defer { if done > 0 { offset?.pointee = position } }
     while done < count, !hasEnded {
+        // Opened anew meanwhile, if something has been sent.
         if isOpening(target) { return done > 0 ? done : -2 }
         let before = alps_errno()
         alps_set_errno(0)
         let outcome = putIntoRing(target, count - done, read)
         switch outcome {
-        case .closed: return done > 0 ? done : -2
+        case .closed:
+            guard done > 0 else { return -2 }
+            // The kernel moves the rest.
+            let more = withUnsafeMutablePointer(to: &position) {
+                real.sendfile.unsafelyUnwrapped(target, source, offset == nil ? nil : $0, count - done)
+            }
+            return done + max(more, 0)
         case .bytes(let put):
             if put == 0 {
                 if done == 0, alps_errno() != 0 { return -1 }

@@ -36,12 +36,19 @@ private var mostRings: Int { 1024 }
 /// Counts forks in both processes: what was there before is shared by them.
 nonisolated(unsafe) var forks: UInt32 = 0
 
+/// Rings that were asked for since this process began.
+private nonisolated(unsafe) var openings: UInt32 = 0
+
 extension Entry {
     // ringState
     /// Code without the shim may get at it, or the host wants none.
-    static var inBandForGood: UInt8 { 1 }
+    static var inBandForGood: UInt32 { 1 }
     /// The next write begins with a little in the pair, see `sendThroughRing`.
-    static var opensWriting: UInt8 { 2 }
+    static var opensWriting: UInt32 { 2 }
+    /// A thread is asking for a ring.
+    static var opensRing: UInt32 { 4 }
+
+    func has(_ state: UInt32) -> Bool { ringState & state != 0 }
 }
 
 /// Payload of calls from which a stream is taken for one of bulk data, bytes; and how much of it.
@@ -99,21 +106,39 @@ private func noteBulkWritten(_ descriptor: Int32, _ count: Int) {
 private func candidate(_ descriptor: Int32) -> EntryPointer? {
     guard !activation.confined, alps_shim_borrows_memory() == 0,
         let found = entry(of: descriptor), found.pointee.kind == .stream,
-        found.pointee.ringState & Entry.inBandForGood == 0, found.pointee.ring != 0 || found.pointee.born == forks
+        !found.pointee.has(Entry.inBandForGood), found.pointee.ring != 0 || found.pointee.born == forks
     else { return nil }
     return found
 }
 
 // MARK: - opening
 
+/// Sets a state, and tells what there was before.
+@discardableResult
+private func set(_ found: EntryPointer, _ state: UInt32) -> UInt32 { alps_set_bits(&found.pointee.ringState, state) }
+
 private func openRing(_ descriptor: Int32, _ found: EntryPointer, _ direction: UInt32) {
     guard cookie(of: descriptor) == found.pointee.cookie, makeTable() else { return }
+    // One thread at a time; and whoever makes the stream in-band meanwhile waits for the outcome. Not a handler of this
+    // thread, though.
+    var mask = sigset_t()
+    alps_block_signals(&mask)
+    let before = set(found, Entry.opensRing)
+    if before & Entry.opensRing == 0 {
+        alps_count_word(&openings)
+        if before & Entry.inBandForGood == 0 { askForRing(descriptor, found, direction) }
+        _ = alps_clear_bits(&found.pointee.ringState, Entry.opensRing)
+    }
+    alps_restore_signals(&mask)
+}
+
+private func askForRing(_ descriptor: Int32, _ found: EntryPointer, _ direction: UInt32) {
     var directions = direction
     var information = alps_stream_ring_info()
     let reply = ask(
         ALPS_OP_STREAM_RING, about: found, &directions, 4, into: &information, MemoryLayout<alps_stream_ring_info>.size)
     guard reply.error == 0 else {
-        if reply.error != EAGAIN { found.pointee.ringState |= Entry.inBandForGood }
+        if reply.error != EAGAIN { set(found, Entry.inBandForGood) }
         return
     }
     var index = 0
@@ -125,7 +150,7 @@ private func openRing(_ descriptor: Int32, _ found: EntryPointer, _ direction: U
         // Without descriptors, memory or places left it goes on in the pair.
         var all = ALPS_RING_RECEIVE | ALPS_RING_SEND
         _ = ask(ALPS_OP_STREAM_PAIR, about: found, &all, 4)
-        found.pointee.ringState |= Entry.inBandForGood
+        set(found, Entry.inBandForGood)
         return
     }
     let page = rings[index - 1].page.unsafelyUnwrapped
@@ -137,13 +162,22 @@ private func openRing(_ descriptor: Int32, _ found: EntryPointer, _ direction: U
         }
         unlock(&page.pointee.read_lock)
     }
-    if information.is_first & ALPS_RING_SEND != 0 { found.pointee.ringState |= Entry.opensWriting }
-    if found.pointee.ring != UInt16(index) {
-        dropRing(found)
-        found.pointee.ring = UInt16(index)
-    } else {
-        // Once for the descriptor.
-        releaseRing(index)
+    if information.is_first & ALPS_RING_SEND != 0 { set(found, Entry.opensWriting) }
+    locked {
+        // Counted once already, for this descriptor. The socket may have others: all of them have the ring, or what is
+        // written by one would overtake what is written by another.
+        rings[index - 1].descriptors -= 1
+        guard let entries = fileTable.entries else { return }
+        for each in 0...Int(fileTable.highest)
+        where entries[each].handle == found.pointee.handle && entries[each].kind == .stream && entries[each].ring != UInt16(index) {
+            let old = Int(entries[each].ring)
+            entries[each].ring = UInt16(index)
+            rings[index - 1].descriptors += 1
+            guard old != 0 else { continue }
+            rings[old - 1].descriptors -= 1
+            unmapIfUnused(rings + (old - 1))
+        }
+        unmapIfUnused(rings + (index - 1))
     }
 }
 
@@ -214,10 +248,17 @@ private func locked(_ body: () -> Void) {
 
 @inline(__always)
 func dropRing(_ found: EntryPointer) {
-    if found.pointee.ring != 0 {
+    if found.pointee.ring != 0 { dropKnownRing(found) }
+}
+
+@inline(never)
+private func dropKnownRing(_ found: EntryPointer) {
+    locked {
         let index = Int(found.pointee.ring)
+        guard index != 0, let rings = table.rings else { return }
         found.pointee.ring = 0
-        releaseRing(index)
+        rings[index - 1].descriptors -= 1
+        unmapIfUnused(rings + (index - 1))
     }
 }
 
@@ -226,15 +267,6 @@ func dropRing(_ found: EntryPointer) {
 func shareRing(_ found: EntryPointer) {
     let index = Int(found.pointee.ring)
     if index != 0 { locked { table.rings.unsafelyUnwrapped[index - 1].descriptors += 1 } }
-}
-
-@inline(never)
-private func releaseRing(_ index: Int) {
-    locked {
-        guard let rings = table.rings else { return }
-        rings[index - 1].descriptors -= 1
-        unmapIfUnused(rings + (index - 1))
-    }
 }
 
 private func unmapIfUnused(_ ring: RingPointer) {
@@ -246,6 +278,13 @@ private func unmapIfUnused(_ ring: RingPointer) {
 
 /// In the child of a fork: only this thread is left.
 func forgetRingUsers() {
+    if openings != 0, let entries = fileTable.entries {
+        // Another thread may have been asking.
+        openings = 0
+        for index in 0...Int(fileTable.highest) where entries[index].has(Entry.opensRing) {
+            _ = alps_clear_bits(&entries[index].ringState, Entry.opensRing)
+        }
+    }
     guard table.count > 0, let rings = table.rings else { return }
     for index in 0..<mostRings where rings[index].handle != 0 { rings[index].users = 0 }
 }
@@ -258,6 +297,10 @@ func beginUse(_ descriptor: Int32) -> RingPointer? {
         clearEntry(descriptor)
         return nil
     }
+    return beginUse(found)
+}
+
+private func beginUse(_ found: EntryPointer) -> RingPointer? {
     alps_shim_lock()
     defer { alps_shim_unlock() }
     let index = Int(found.pointee.ring)
@@ -324,48 +367,94 @@ private func wakeHost(_ descriptor: Int32) {
 
 // MARK: - back to the pair
 
-/// The host carries all of this stream in its pair again. `forGood`: for ever.
+/// The host carries all of this stream in its pair again. `forGood`: for ever, whoever holds it.
 @inline(never)
 func returnToPair(_ descriptor: Int32, forGood: Bool) {
-    guard let found = entry(of: descriptor), found.pointee.isStream, alps_shim_borrows_memory() == 0 else { return }
-    if forGood { found.pointee.ringState |= Entry.inBandForGood }
-    guard found.pointee.ring != 0, !activation.confined else { return }
+    guard let found = entry(of: descriptor), found.pointee.kind == .stream || found.pointee.kind == .freshStream else { return }
     let error = alps_errno()
+    if cookie(of: descriptor) == found.pointee.cookie { returnToPair(found, descriptor, forGood: forGood) }
+    alps_set_errno(error)
+}
+
+/// `descriptor`: a number of this process, which may be a child that has the entry's memory but descriptors of its own.
+private func returnToPair(_ found: EntryPointer, _ descriptor: Int32, forGood: Bool) {
+    var directions = ALPS_RING_RECEIVE | ALPS_RING_SEND
+    var isNew = false
+    if forGood {
+        isNew = set(found, Entry.inBandForGood) & Entry.inBandForGood == 0
+        directions |= ALPS_RING_NEVER_AGAIN
+    }
+    while found.pointee.has(Entry.opensRing) { alps_sys_yield() }
+    guard !activation.confined else { return }
     var mask = sigset_t()
     alps_block_signals(&mask)
-    if let ring = beginUse(descriptor) {
+    if let ring = beginUse(found) {
         let page = ring.pointee.page.unsafelyUnwrapped
         let reads = lock(&page.pointee.read_lock)
         let writes = lock(&page.pointee.write_lock)
-        var directions = ALPS_RING_RECEIVE | ALPS_RING_SEND
         _ = ask(ALPS_OP_STREAM_PAIR, about: found, &directions, 4)
-        if found.pointee.ringState & Entry.opensWriting == 0 {
-            var room = Int32(ALPS_RING_PAIR_SNDBUF_INBAND)
-            _ = alps_sys_setsockopt(descriptor, SOL_SOCKET, SO_SNDBUF, &room, 4)
-        }
+        _ = alps_clear_bits(&found.pointee.ringState, Entry.opensWriting)
+        var room = Int32(ALPS_RING_PAIR_SNDBUF_INBAND)
+        _ = alps_sys_setsockopt(descriptor, SOL_SOCKET, SO_SNDBUF, &room, 4)
         if writes { unlock(&page.pointee.write_lock) }
         if reads { unlock(&page.pointee.read_lock) }
         endUse(ring)
+        // A process that confines itself must not so much as look at it.
+        if forGood { dropRing(found) }
+    } else if isNew, found.pointee.born == forks {
+        // By another number it may be found worth a ring.
+        _ = ask(ALPS_OP_STREAM_PAIR, about: found, &directions, 4)
     }
     alps_restore_signals(&mask)
-    alps_set_errno(error)
 }
 
 @inline(__always)
 func returnToPairForGood(_ descriptor: Int32) {
     guard activation.active, let found = entry(of: descriptor), found.pointee.kind == .stream || found.pointee.kind == .freshStream,
-        found.pointee.ringState & Entry.inBandForGood == 0
+        !found.pointee.has(Entry.inBandForGood) || found.pointee.ring != 0
     else { return }
     returnToPair(descriptor, forGood: true)
 }
 
-/// Everything that has rings, or what another program would inherit of it.
+/// All streams, or those that another program would inherit.
 func returnAllToPairs(inheritedOnly: Bool) {
-    guard table.count > 0, alps_shim_borrows_memory() == 0, let entries = fileTable.entries else { return }
-    for descriptor in 0...Int32(bitPattern: fileTable.highest) where entries[Int(descriptor)].ring != 0 {
-        if inheritedOnly, alps_sys_fcntl(descriptor, F_GETFD, 0) & FD_CLOEXEC != 0 { continue }
-        returnToPair(descriptor, forGood: true)
+    guard let entries = fileTable.entries else { return }
+    let error = alps_errno()
+    let borrows = alps_shim_borrows_memory() != 0
+    // A child of vfork has given its descriptors numbers that the table, which is its parent's, knows nothing of.
+    let highest = borrows ? max(fileTable.highest, 1023) : fileTable.highest
+    for descriptor in 0...Int32(bitPattern: highest) {
+        let found = entries[Int(descriptor)]
+        guard borrows || found.kind == .stream && (inheritedOnly || found.ring != 0) else { continue }
+        if inheritedOnly {
+            let flags = alps_sys_fcntl(descriptor, F_GETFD, 0)
+            guard flags >= 0, flags & FD_CLOEXEC == 0 else { continue }
+        }
+        if !borrows {
+            returnToPairForGood(descriptor)
+            continue
+        }
+        let cookie = cookie(of: descriptor)
+        guard cookie != 0 else { continue }
+        for index in 0...Int(fileTable.highest) where entries[index].cookie == cookie && entries[index].kind == .stream {
+            returnToPair(entries + index, descriptor, forGood: true)
+        }
     }
+    alps_set_errno(error)
+}
+
+/// Before libc starts another program by itself.
+@c(alps_shim_starts_program)
+public func shimStartsProgram() {
+    ensureReady()
+    if activation.active { returnAllToPairs(inheritedOnly: true) }
+}
+
+/// Whether bytes have to go by way of the shim's own functions, not of libc's.
+@c(alps_shim_has_ring)
+public func shimHasRing(_ descriptor: Int32) -> Int32 {
+    ensureReady()
+    return kind(of: descriptor) == .stream && hasRing(descriptor) ? 1 : 0
 }
 
 @c(alps_shim_in_band)
@@ -376,7 +465,7 @@ public func shimInBand(_ descriptor: Int32) {
 
 /// Descriptors that are about to be passed to another process.
 func returnPassedToPairs(_ message: msghdr) {
-    guard table.count > 0, let control = message.msg_control else { return }
+    guard let control = message.msg_control else { return }
     let end = Int(message.msg_controllen)
     var position = 0
     while position + MemoryLayout<cmsghdr>.size <= end {

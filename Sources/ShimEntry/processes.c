@@ -3,7 +3,9 @@
 
 #include "CLibc.h"
 #include <linux/sched.h>
+#include <spawn.h>
 #include <stdarg.h>
+#include <stdio.h>
 
 // MARK: children that share memory
 
@@ -155,4 +157,30 @@ int execle(const char *path, const char *first, ...) {
     char *const *environment = count < 0 ? NULL : va_arg(list, char *const *);
     va_end(list);
     return count < 0 ? too_many() : alps_shim_execve(path, (char *const *)vector, environment);
+}
+
+// MARK: programs that libc starts by itself
+
+// What they inherit has to be in-band (client.h, 5).
+
+int system(const char *command) {
+    static int (*next)(const char *);
+    if (!next) next = (int (*)(const char *))alps_shim_next("system");
+    alps_shim_starts_program();
+    return next(command);
+}
+
+FILE *popen(const char *command, const char *type) {
+    static FILE *(*next)(const char *, const char *);
+    if (!next) next = (FILE * (*)(const char *, const char *)) alps_shim_next("popen");
+    alps_shim_starts_program();
+    return next(command, type);
+}
+
+/// The new number is inherited although the old one is closed by exec.
+int posix_spawn_file_actions_adddup2(posix_spawn_file_actions_t *actions, int fd, int new_fd) {
+    static int (*next)(posix_spawn_file_actions_t *, int, int);
+    if (!next) next = (int (*)(posix_spawn_file_actions_t *, int, int))alps_shim_next("posix_spawn_file_actions_adddup2");
+    alps_shim_in_band(fd);
+    return next(actions, fd, new_fd);
 }

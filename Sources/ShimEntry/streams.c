@@ -48,17 +48,24 @@ static int print(int fd, const char *format, va_list list) {
     char *text;
     int length = vasprintf(&text, format, list);
     if (length < 0) return -1;
-    ssize_t sent = write(fd, text, (size_t)length);
+    ssize_t sent = 0;
+    // A datagram goes at once.
+    for (int done = 0; done < length || length == 0; done += (int)sent) {
+        sent = write(fd, text + done, (size_t)(length - done));
+        if (sent <= 0) break;
+    }
     int error = errno;
     free(text);
     errno = error;
     return sent < 0 ? -1 : length;
 }
 
+static int needs_write(int fd) { return alps_shim_has_headers(fd) || alps_shim_has_ring(fd); }
+
 int vdprintf(int fd, const char *format, va_list list) {
     static int (*next)(int, const char *, va_list);
     if (!next) next = (int (*)(int, const char *, va_list))alps_shim_next("vdprintf");
-    return alps_shim_has_headers(fd) ? print(fd, format, list) : next(fd, format, list);
+    return needs_write(fd) ? print(fd, format, list) : next(fd, format, list);
 }
 
 int dprintf(int fd, const char *format, ...) {
@@ -72,7 +79,7 @@ int dprintf(int fd, const char *format, ...) {
 int __vdprintf_chk(int fd, int flag, const char *format, va_list list) {
     static int (*next)(int, int, const char *, va_list);
     if (!next) next = (int (*)(int, int, const char *, va_list))alps_shim_next("__vdprintf_chk");
-    return alps_shim_has_headers(fd) ? print(fd, format, list) : next(fd, flag, format, list);
+    return needs_write(fd) ? print(fd, format, list) : next(fd, flag, format, list);
 }
 
 int __dprintf_chk(int fd, int flag, const char *format, ...) {

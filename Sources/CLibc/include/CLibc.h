@@ -181,6 +181,12 @@ static inline uint32_t alps_exchange_word(volatile void *word, uint32_t value) {
 static inline int alps_swap_word(volatile void *word, uint32_t expected, uint32_t value) {
     return __atomic_compare_exchange_n((volatile uint32_t *)word, &expected, value, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
 }
+static inline uint32_t alps_set_bits(volatile void *word, uint32_t bits) {
+    return __atomic_fetch_or((volatile uint32_t *)word, bits, __ATOMIC_SEQ_CST);
+}
+static inline uint32_t alps_clear_bits(volatile void *word, uint32_t bits) {
+    return __atomic_fetch_and((volatile uint32_t *)word, ~bits, __ATOMIC_SEQ_CST);
+}
 static inline void alps_count_word(volatile void *word) { __atomic_fetch_add((volatile uint32_t *)word, 1, __ATOMIC_SEQ_CST); }
 static inline void alps_pause(void) {
 #if defined(__x86_64__)
@@ -189,9 +195,20 @@ static inline void alps_pause(void) {
     __asm__ volatile("yield");
 #endif
 }
+static inline void alps_sys_yield(void) { syscall(SYS_sched_yield); }
 static inline uint32_t alps_sys_thread(void) { return (uint32_t)syscall(SYS_gettid); }
-/// False if there is no such thread (any more).
-static inline int alps_sys_thread_exists(uint32_t thread) { return syscall(SYS_tkill, thread, 0) == 0 || errno != ESRCH; }
+/// False if there is no such thread (any more),
+/// nor a process of that number that has ended and is not waited for yet.
+static inline int alps_sys_thread_exists(uint32_t thread) {
+    if (syscall(SYS_tkill, thread, 0) != 0) return errno != ESRCH;
+    int process = (int)syscall(SYS_pidfd_open, thread, 0);
+    if (process < 0) return 1;
+    struct pollfd entry = {process, POLLIN, 0};
+    struct timespec none = {0, 0};
+    int has_ended = syscall(SYS_ppoll, &entry, 1, &none, NULL, 0) == 1;
+    syscall(SYS_close, process);
+    return !has_ended;
+}
 /// Waits, at most so long, until a word that other processes see is no longer `expected`; -1 with ETIMEDOUT.
 static inline long alps_sys_futex_wait_shared(volatile void *word, uint32_t expected, int milliseconds) {
     struct timespec limit = {milliseconds / 1000, (long)(milliseconds % 1000) * 1000000};

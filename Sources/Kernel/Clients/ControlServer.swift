@@ -38,6 +38,8 @@ package final class ControlServer {
     /// Where sessions receive.
     let scratch = UnsafeMutableRawBufferPointer.allocate(byteCount: 1 << 17, alignment: 16)
 
+    deinit { scratch.deallocate() }
+
     private final class Acceptor: ReadyHandler {
         unowned(unsafe) var server: ControlServer?
         override func ready(_ events: UInt32) { server?.accept() }

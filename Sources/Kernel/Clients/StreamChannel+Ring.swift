@@ -12,7 +12,7 @@ extension StreamChannel {
         var information = alps_stream_ring_info()
         let both = ALPS_RING_RECEIVE | ALPS_RING_SEND
         guard directions & both != 0, directions & ~both == 0 else { return (EINVAL, information) }
-        guard socket.kernel.sockets.ringSpace.value > 0 else { return (EOPNOTSUPP, information) }
+        guard socket.kernel.sockets.ringSpace.value > 0, !staysInBand else { return (EOPNOTSUPP, information) }
         guard isOpen, socket.isConnected, !socket.isDisconnected else { return (EAGAIN, information) }
         var opened: UInt32 = 0
         let mayReceive = !needsPairToReceive(socket) && !socket.urgent.isMirrored
@@ -74,6 +74,7 @@ extension StreamChannel {
 
     /// ALPS_OP_STREAM_PAIR: the asker holds the locks.
     func returnToPair(_ socket: Socket, _ directions: UInt32) {
+        if directions & ALPS_RING_NEVER_AGAIN != 0 { staysInBand = true }
         closeRing(socket, directions)
         pump(socket)
     }
@@ -93,6 +94,8 @@ extension StreamChannel {
         }
         setActive(activeRings & ~closing, ring)
         for _ in 0..<closing.nonzeroBitCount { socket.kernel.sockets.count(.ringsClosed) }
+        // While readers are kept out: a read that does not wait must find what there is.
+        if closing & ALPS_RING_RECEIVE != 0, isOpen { pushReceived(socket) }
         mayHaveUnread = true
         socket.markDirty()
     }

@@ -26,6 +26,8 @@ final class StreamChannel: Channel {
     var words: RingWords?
     /// ALPS_RING_*: directions that use them.
     var activeRings: UInt32 = 0
+    /// Code that knows nothing of rings may use the socket.
+    var staysInBand = false
     var isWatched = false
     var nextWatched: Borrowed<StreamChannel>?
     let streamRings: Borrowed<StreamRingWatch>
@@ -296,7 +298,7 @@ final class StreamChannel: Channel {
         return put(1, 0) && put(2, Int32(MSG_OOB)) && put(3, 0) && take(0) == [1] && take(Int32(MSG_OOB)) == [2] && take(0) == [3]
     }()
 
-    private func pushReceived(_ socket: Socket) {
+    func pushReceived(_ socket: Socket) {
         while socket.receiveAvailable > 0 {
             if var urgent = socket.mirroredByte {
                 if send(descriptor, &urgent, 1, Int32(MSG_OOB) | Int32(MSG_DONTWAIT) | Int32(MSG_NOSIGNAL)) == 1 {

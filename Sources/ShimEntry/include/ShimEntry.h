@@ -43,6 +43,10 @@ int alps_shim_is_active(void);
 int alps_shim_has_headers(int fd);
 /// Code that knows nothing of rings is going to use this descriptor.
 void alps_shim_in_band(int fd);
+/// True if there is a ring beside this descriptor's pair.
+int alps_shim_has_ring(int fd);
+/// libc is going to start another program by itself.
+void alps_shim_starts_program(void);
 void alps_shim_forget(int fd);
 /// Around a close: what to wait for afterwards (SO_LINGER).
 unsigned long alps_shim_lingering(int fd);

@@ -146,7 +146,7 @@ static void write_past(int fd, uint64_t handle) {
     unsigned length = fill(3000), whole = length;
     memcpy(text, bytes, length);
     if (below(3) == 0) {
-        struct frame frame = {0x46504c41, length, (uint16_t)(below(8) ? 1 : draw()), (uint16_t)(below(8) ? below(45) : draw()),
+        struct frame frame = {0x46504c41, length, (uint16_t)(below(8) ? 1 : draw()), (uint16_t)(below(8) ? below(56) : draw()),
                               0, draw(), below(4) ? handle : draw(), 0};
         if (below(10) == 0) frame.length = (uint32_t)draw();
         memcpy(text, &frame, sizeof frame);

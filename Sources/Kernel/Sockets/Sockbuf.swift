@@ -69,7 +69,7 @@ extension Socket {
         Self.release(&raw.pointee.rcv)
     }
 
-    private static func release(_ buffer: inout alps_sockbuf) {
+    static func release(_ buffer: inout alps_sockbuf) {
         if let ext = buffer.ext { Arena.release(ext) }
         buffer.ext = nil
         buffer.base = nil
@@ -123,6 +123,7 @@ extension Socket {
         let tail = raw.pointee.snd.tail
         guard position > raw.pointee.snd.head, position <= tail else { return }
         raw.pointee.snd.head = position
+        if position == tail { becameEmpty() }
         guard isWriterWaiting else { return }
         let used = tail &- position
         let limit = UInt64(raw.pointee.snd.limit)
@@ -140,6 +141,7 @@ extension Socket {
         let edge = raw.pointee.rcv.head &+ min(UInt64(raw.pointee.rcv.limit), capacity)
         guard position < edge else { return 0 }
         let count = min(UInt64(length), edge &- position)
+        idle.placedEnd = max(idle.placedEnd, position &+ count)
         let start = Int(position & (capacity - 1))
         let first = min(Int(count), Int(capacity) - start)
         pool._withUnsafeGuaranteedRef { pool in

@@ -7,6 +7,9 @@ open class SocketChannel {
     /// The socket's state, data, room or queue have changed in this turn.
     package func update(_ socket: Socket) {}
 
+    /// Somebody else works with the socket's rings: they stay where they are while empty.
+    package var sharesBuffers: Bool { false }
+
     /// The program sends what it has held back (UDP_CORK).
     package func uncorked(_ socket: Socket) {}
 
@@ -80,6 +83,9 @@ package final class Socket {
     /// Options that only the socket layer knows, by number: stored so that getsockopt tells what setsockopt said.
     var storedOptions: [Int32: [UInt8]] = [:]
 
+    /// UDP_CORK: what is sent is held back.
+    var isCorked = false
+
     // The list of sockets that changed in this turn.
     var isDirty = false
     var nextDirty: Borrowed<Socket>?
@@ -87,6 +93,7 @@ package final class Socket {
     var waiters = 0
     /// A writer has found the send buffer full.
     var isWriterWaiting = false
+    var idle = IdleMark()
 
     /// Listeners: connections that are ready, and those whose handshake goes on.
     var listenQueue = ListenQueue()

@@ -119,7 +119,7 @@ def available_paths(keys, results):
 def lacking(measure):
     """The first option of the host that the measure needs and this build has not."""
     needed = [*measure.host_options, *([] if measure.offload else ["--no-offload"])]
-    return next((option for option in needed if not paths.AlpsPath.host_knows(option)), None)
+    return next((option for option in needed if option.startswith("--") and not paths.AlpsPath.host_knows(option)), None)
 
 
 def run_once(measure, path, settings, options, results):

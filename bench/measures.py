@@ -129,7 +129,7 @@ STREAM_MEASURES = [
     Measure("round-trip-across", "1-byte round trip, application and peer on two CPUs",
             latency_figures(kernel(1.5), Target("gvisor", 1)), round_trips, REQUESTS, placement.across, quick=True),
     Measure("round-trip-polls", "1-byte round trip, the host polls on a CPU of its own", latency_figures(kernel(1)),
-            round_trips, PROGRAMS, placement.spare, host_options=("--busy-poll",),
+            round_trips, PROGRAMS, placement.spare, host_options=("--busy-poll", "200"),
             note="The kernel's figure is that across two CPUs: its application has the CPU that Alps' host has."),
     Measure("connections-1", "connect, request, close: 1 at a time", connection_figures(), connections(1), REQUESTS,
             quick=True),

@@ -62,6 +62,15 @@ struct HostCommand: ParsableCommand {
     @Option(help: "Path of the control socket (default: /run/alps/NAME.sock).")
     var socket: String?
 
+    @Option(help: "Run the loop on this CPU only.")
+    var pin: Int?
+
+    @Option(
+        help: ArgumentHelp(
+            "Look for work for so long before sleeping (0 to 1000000). Shortens round trips if the loop has a CPU to itself.",
+            valueName: "microseconds"))
+    var busyPoll = 0
+
     @Option(help: "Messages to print: error, warning, notice or debug.")
     var logLevel = "notice"
 
@@ -100,6 +109,13 @@ struct HostCommand: ParsableCommand {
         }
         if let gateway, NetworkAddress(gateway) == nil {
             throw ValidationError("'\(gateway)' is not an IPv4 address.")
+        }
+        guard (0...1_000_000).contains(busyPoll) else {
+            throw ValidationError("--busy-poll is a time from 0 to 1000000 microseconds.")
+        }
+        if let pin, !Self.cpus.contains(pin) {
+            throw ValidationError(
+                "this process may not run on CPU \(pin), only on: \(Self.cpus.map(String.init).joined(separator: ", ")).")
         }
         for setting in sysctl where !setting.contains("=") {
             throw ValidationError("'\(setting)' is not a setting: use NAME=VALUE.")
@@ -143,14 +159,34 @@ struct HostCommand: ParsableCommand {
         reactor.onSignals([SIGTERM, SIGINT]) { [unowned reactor] in reactor.stop() }
         try server.start()
         print("control socket: \(server.path)")
+        try pinLoop()
         print("ready")
         if let readyFd {
             var byte: UInt8 = 1
             _ = write(readyFd, &byte, 1)
             close(readyFd)
         }
+        reactor.busyPoll = UInt64(busyPoll) * 1000
         reactor.run()
         print("shutting down")
+    }
+
+    private static let cpuSetBytes = 1024
+    private static let bitsOfWord = UInt.bitWidth
+
+    /// The CPUs that this thread may run on.
+    private static var cpus: [Int] {
+        var words = [UInt](repeating: 0, count: cpuSetBytes / MemoryLayout<UInt>.size)
+        guard alps_sched_getaffinity(0, cpuSetBytes, &words) >= 0 else { return [] }
+        return (0..<cpuSetBytes * 8).filter { words[$0 / bitsOfWord] >> UInt($0 % bitsOfWord) & 1 != 0 }
+    }
+
+    /// The calling thread, which is the loop's, and no other.
+    private func pinLoop() throws {
+        guard let pin else { return }
+        var words = [UInt](repeating: 0, count: Self.cpuSetBytes / MemoryLayout<UInt>.size)
+        words[pin / Self.bitsOfWord] |= 1 << UInt(pin % Self.bitsOfWord)
+        guard alps_sched_setaffinity(0, Self.cpuSetBytes, words) == 0 else { throw KernelError(errno, "cannot run on CPU \(pin): \(String(cString: strerror(errno)))") }
     }
 
     /// Every socket costs a descriptor.

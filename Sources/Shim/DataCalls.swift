@@ -217,6 +217,11 @@ public func shimRecvmmsg(
         }
         return got
     }
+    if timeout == nil, kind == .datagram || kind == .connectedDatagram,
+        let got = receiveBatch(descriptor, messages, count, flags)
+    {
+        return got
+    }
     var deadline: Int64 = 0
     if let timeout {
         guard timeout.pointee.tv_sec >= 0, timeout.pointee.tv_nsec >= 0, timeout.pointee.tv_nsec < 1_000_000_000 else {
@@ -457,6 +462,9 @@ public func shimSendmmsg(
     let kind = socketKind(descriptor)
     guard let messages, kind != .native, kind != .unknown, kind != .hidden else {
         return real.sendmmsg.unsafelyUnwrapped(descriptor, messages, count, flags)
+    }
+    if kind == .datagram || kind == .connectedDatagram, let sent = sendBatch(descriptor, messages, count, flags) {
+        return sent
     }
     var done: UInt32 = 0
     while done < min(count, 1024) {

@@ -96,14 +96,14 @@ func receiveDatagram(
     }
 }
 
-private enum EventOutcome {
+enum EventOutcome {
     case nothing
     case result(Int)
 }
 
 /// A message without bytes: a pending error, an empty datagram of a connected socket, or the end of the pair.
 @inline(never)
-private func takeEvent(
+func takeEvent(
     _ descriptor: Int32, _ found: EntryPointer, _ message: UnsafeMutablePointer<msghdr>, _ flags: Int32
 ) -> EventOutcome {
     let ready = alps_sys_poll(descriptor, POLLIN | POLLRDHUP_, 0)
@@ -136,7 +136,7 @@ private func emptyDatagram(_ message: UnsafeMutablePointer<msghdr>, _ from: Endp
     return 0
 }
 
-private func finish(_ message: UnsafeMutablePointer<msghdr>, _ from: Endpoint, _ received: Int32) {
+func finish(_ message: UnsafeMutablePointer<msghdr>, _ from: Endpoint, _ received: Int32) {
     if let name = message.pointee.msg_name {
         message.pointee.msg_namelen = writeAddress(from, to: name, capacity: Int(message.pointee.msg_namelen))
     } else {

@@ -1,4 +1,4 @@
-"""What a segment costs the host: no allocation and no reference counting, counted by a library that is preloaded into it."""
+"""What a segment or a datagram costs the host: no allocation and no reference counting, counted by a library that is preloaded into it."""
 
 import mmap
 import pathlib
@@ -87,3 +87,44 @@ def test_receiving_costs_no_allocation_and_no_reference_counting(counted):
     counted.spawn(PYTHON, "-c", SERVER, STACK, size)
     counted.wait_listening(7000)
     assert_free(costs(counted, counted.spawn_outside(PYTHON, "-c", CLIENT, STACK, size, stdin=subprocess.PIPE)))
+
+
+# Sends what it gets back where it came from.
+ECHO = """
+import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind((sys.argv[1], 7000))
+while True:
+    data, source = s.recvfrom(2048)
+    s.sendto(data, source)
+"""
+# Sixteen at a time forth and back; a lost one is not waited for. Connected, or with an address each time.
+ASKER = """
+import socket, sys
+to, size, connects = (sys.argv[1], 7000), int(sys.argv[2]), sys.argv[3] == "connects"
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(0.5)
+if connects: s.connect(to)
+for half in range(2):
+    for n in range(1000):
+        for _ in range(16): s.send(bytes(size)) if connects else s.sendto(bytes(size), to)
+        try:
+            for _ in range(16): s.recv(2048)
+        except TimeoutError:
+            pass
+    print("done", flush=True)
+    input()
+"""
+
+
+@pytest.mark.parametrize("size", [64, 1400])
+def test_datagrams_of_a_server_cost_no_allocation_and_no_reference_counting(counted, size):
+    counted.spawn(PYTHON, "-c", ECHO, STACK)
+    counted.wait_listening(7000, "udp")
+    asker = counted.spawn_outside(PYTHON, "-c", ASKER, STACK, str(size), "connects", stdin=subprocess.PIPE)
+    assert_free(costs(counted, asker))
+
+
+@pytest.mark.parametrize("way", ["connects", "names"])
+def test_datagrams_of_a_client_cost_no_allocation_and_no_reference_counting(counted, way):
+    counted.spawn_outside(PYTHON, "-c", ECHO, KERNEL)
+    counted.wait_listening_outside(7000)
+    assert_free(costs(counted, counted.spawn(PYTHON, "-c", ASKER, KERNEL, "64", way, stdin=subprocess.PIPE)))

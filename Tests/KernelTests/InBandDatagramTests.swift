@@ -97,6 +97,86 @@ import Testing
         host.finish()
     }
 
+    @Test func manyDatagramsKeepTheirOrderAndBounds() throws {
+        let host = try LiveHost()
+        let client = try TestClient(host)
+        let (a, b) = (try bound(client, 5000), try bound(client, 5001))
+        // More than one call of the host's moves, of sizes that need one buffer, two, and many.
+        let sizes = (0..<100).map { [0, 1, 160, 161, 1472, 9000][$0 % 6] }
+        for (index, size) in sizes.enumerated() {
+            #expect(send(a, header(to: 5001) + [UInt8](repeating: UInt8(index), count: size)) == 72 + size)
+        }
+        for (index, size) in sizes.enumerated() {
+            guard case .success(let bytes) = client.read(b, atMost: 70_000) else {
+                Issue.record("datagram \(index) is missing")
+                return
+            }
+            #expect(Array(bytes.dropFirst(72)) == [UInt8](repeating: UInt8(index), count: size))
+        }
+        for socket in [a, b] { close(socket.fd) }
+        client.end()
+        host.finish()
+    }
+
+    @Test func whatWasWrittenBehindAnEmptyDatagramIsSentThoughTheProgramHasGone() throws {
+        let host = try LiveHost()
+        let client = try TestClient(host)
+        let (a, b) = (try bound(client, 5000), try bound(client, 5001))
+        #expect(try client.connect(b, port: 5000) == 0)
+        for bytes in [[], [1, 2], [], [3]] as [[UInt8]] { #expect(send(b, bytes) == bytes.count) }
+        close(b.fd)
+        for expected in [[], [1, 2], [], [3]] as [[UInt8]] {
+            guard case .success(let bytes) = client.read(a) else {
+                Issue.record("\(expected) is missing")
+                return
+            }
+            #expect(Array(bytes.dropFirst(72)) == expected)
+        }
+        close(a.fd)
+        client.end()
+        host.finish()
+    }
+
+    @Test func anEventThatWasReadWithOthersIsAnnouncedAgain() throws {
+        let host = try LiveHost()
+        let client = try TestClient(host)
+        let socket = try client.socket(type: 2)
+        #expect(try client.ask(ALPS_OP_ANNOUNCE_EVENT, socket: socket.handle).frame.error == 0)
+        #expect(try client.connect(socket, port: 9) == 0)
+        #expect(send(socket, [1]) == 1)
+        #expect(client.read(socket) == .success([]))
+        #expect(try client.ask(ALPS_OP_ANNOUNCE_EVENT, socket: socket.handle).frame.error == 0)
+        #expect(client.read(socket) == .success([]))
+        #expect(try client.ask(ALPS_OP_TAKE_EVENT, socket: socket.handle).load(alps_datagram_event.self).error == ECONNREFUSED)
+        close(socket.fd)
+        client.end()
+        host.finish()
+    }
+
+    @Test func whatThereIsNoMemoryForWaitsInThePair() throws {
+        let host = try LiveHost()
+        let client = try TestClient(host)
+        let (a, b) = (try bound(client, 5000), try bound(client, 5001))
+        var held: [Mbuf] = []
+        while host.kernel.mbufs.hasRoom, let cluster = host.kernel.mbufs.cluster(headroom: 0, capacity: 60_000) { held.append(cluster) }
+        #expect(!held.isEmpty)
+        for index in 0..<10 { #expect(send(a, header(to: 5001) + [UInt8(index)]) == 73) }
+        host.settle(30)
+        var byte: UInt8 = 0
+        #expect(recv(b.fd, &byte, 1, Int32(MSG_DONTWAIT)) == -1)
+        for cluster in held { host.kernel.mbufs.freePacket(cluster) }
+        for index in 0..<10 {
+            guard case .success(let bytes) = client.read(b) else {
+                Issue.record("datagram \(index) is missing")
+                return
+            }
+            #expect(bytes.last == UInt8(index))
+        }
+        for socket in [a, b] { close(socket.fd) }
+        client.end()
+        host.finish()
+    }
+
     @Test func whoDoesNotReadLosesAndTheLossIsCounted() throws {
         let host = try LiveHost()
         let client = try TestClient(host)

@@ -129,6 +129,20 @@ static inline int alps_bytes_waiting(int socket) {
     return ioctl(socket, FIONREAD, &count) == 0 ? count : 0;
 }
 
+/// The CPUs that a thread may run on, one bit each; `thread` 0 is the caller.
+int alps_sched_getaffinity(int thread, size_t bytes, unsigned long *set) __asm__("sched_getaffinity");
+int alps_sched_setaffinity(int thread, size_t bytes, const unsigned long *set) __asm__("sched_setaffinity");
+
+/// `struct mmsghdr`, which only _GNU_SOURCE shows, and the calls that take it.
+typedef struct alps_many_message {
+    struct msghdr header;
+    unsigned length;
+} alps_many_message;
+
+int alps_recvmmsg(int socket, alps_many_message *messages, unsigned count, int flags, struct timespec *timeout)
+    __asm__("recvmmsg");
+int alps_sendmmsg(int socket, alps_many_message *messages, unsigned count, int flags) __asm__("sendmmsg");
+
 /// Looks at the first `length` bytes of a UNIX stream without taking them, or at fewer if descriptors come along with
 /// one: `*passes` tells whether. The descriptors stay where they are.
 static inline ssize_t alps_peek(int socket, void *bytes, size_t length, int *passes) {

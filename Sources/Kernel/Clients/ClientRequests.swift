@@ -187,6 +187,9 @@ enum ClientRequests {
                 return session.reply(frame, error: EAGAIN)
             }
             session.reply(frame, bytes(event))
+        case UInt32(ALPS_OP_ANNOUNCE_EVENT):
+            (socket.channel as? InBandDatagramChannel)?.announceAgain()
+            session.reply(frame)
         case UInt32(ALPS_OP_TAKE_ERROR):
             guard let (error, left) = socket.takeQueuedError() else { return session.reply(frame, error: EAGAIN) }
             let record = alps_socket_error(

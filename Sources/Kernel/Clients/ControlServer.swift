@@ -21,6 +21,8 @@ package final class ControlServer {
     /// Pairs with applications that are open.
     package private(set) var pairs = 0
     package private(set) var peakPairs = 0
+    /// For the channels of datagram sockets.
+    private(set) lazy var datagramBatch = DatagramBatch()
     /// Sockets whose pairs carry connections.
     var listeners: Set<SocketHandle> = []
     /// Netlink sockets of clients.

@@ -14,11 +14,21 @@ final class InBandDatagramChannel: Channel {
     private var heldAny = false
     private var heldDestination: alps_sockaddr?
     private static let largestPayload = 65507
+    private let batchOwner: DatagramBatch
+    /// The same, for what runs once a datagram.
+    private let batch: Borrowed<DatagramBatch>
+    private let pool: Borrowed<MbufPool>
     /// There may be messages that have not been looked at.
     private var mayHaveUnread = true
     /// Datagrams one socket may send in one turn.
     private static let budget = 128
-    private static let largest = 65536 + MemoryLayout<alps_datagram_header>.size
+
+    override init(_ socket: Socket, descriptor: Int32, cookie: UInt64) throws {
+        batchOwner = socket.kernel.server?.datagramBatch ?? DatagramBatch()
+        batch = Borrowed(batchOwner)
+        pool = Borrowed(socket.kernel.mbufs)
+        try super.init(socket, descriptor: descriptor, cookie: cookie)
+    }
 
     override func ready(_ events: UInt32) {
         if events & ~UInt32(EPOLLOUT.rawValue) != 0 { mayHaveUnread = true }
@@ -27,39 +37,57 @@ final class InBandDatagramChannel: Channel {
             socket.close()
             return
         }
-        push()
+        borrowed { push($0) }
     }
 
     override func update(_ socket: Socket) {
-        if mayHaveUnread { drain() }
-        push()
+        if mayHaveUnread { drain(socket) }
+        push(socket)
     }
 
     // MARK: From the application
 
-    override func drain() {
+    override func drain() { borrowed { drain($0) } }
+
+    private func drain(_ socket: Socket) {
         var budget = Self.budget
-        withUnsafeTemporaryAllocation(byteCount: Self.largest, alignment: 16) { scratch in
-            while isOpen, !socket.isClosed {
-                guard budget > 0 else {
-                    socket.markDirty()
-                    return
-                }
-                budget -= 1
-                // With MSG_TRUNC the length is the message's own, however much of it there was room for.
-                let got = recv(descriptor, scratch.baseAddress!, scratch.count, Int32(MSG_DONTWAIT) | Int32(MSG_TRUNC))
-                // Zero is an empty datagram, or the end: then there is nothing to send either way.
-                if got < 0 || got == 0 && isAtEnd {
+        while isOpen, !socket.isClosed {
+            guard budget > 0 else {
+                socket.markDirty()
+                return
+            }
+            // What is in the pair still waits there for memory; read, it could only be dropped.
+            guard pool({ $0.hasRoom }) else { return retryLater() }
+            let count = batch { $0.receive(descriptor, limit: budget) }
+            guard count > 0 else {
+                mayHaveUnread = false
+                return
+            }
+            budget -= count
+            for index in 0..<count {
+                let message = batch { $0.message(index) }
+                // Nothing is an empty datagram, or the end, which repeats itself: then there is nothing to send either way.
+                if message.count == 0, isAtEnd, isAllEmpty(index..<count) {
                     mayHaveUnread = false
                     return
                 }
-                guard got <= scratch.count else {
+                guard message.count <= DatagramBatch.largest else {
                     fail(EMSGSIZE)
                     continue
                 }
-                send(UnsafeRawBufferPointer(rebasing: scratch[0..<got]))
+                send(message, socket)
+                // What goes to this host itself may end the socket.
+                guard isOpen, !socket.isClosed else { return }
+            }
+            if count < min(budget + count, DatagramBatch.capacity) {
+                mayHaveUnread = false
+                return
             }
         }
+    }
+
+    private func isAllEmpty(_ range: Range<Int>) -> Bool {
+        batch { batch in range.allSatisfy { batch.length($0) == 0 } }
     }
 
     private var isAtEnd: Bool {
@@ -67,7 +95,7 @@ final class InBandDatagramChannel: Channel {
         return Glibc.poll(&poll, 1, 0) > 0 && Int32(poll.revents) & (Int32(POLLHUP) | alps_POLLRDHUP) != 0
     }
 
-    private func send(_ message: UnsafeRawBufferPointer) {
+    private func send(_ message: UnsafeRawBufferPointer, _ socket: Socket) {
         var payload = message
         var destination: alps_sockaddr?
         var header: alps_datagram_header?
@@ -83,7 +111,12 @@ final class InBandDatagramChannel: Channel {
             }
         }
         if heldAny || socket.isCorked { return hold(payload, destination) }
-        let status = header.map { send(payload, to: destination, as: $0) } ?? send(payload, to: destination)
+        let status: Int32
+        if let header {
+            status = send(payload, to: destination, as: header, socket)
+        } else {
+            status = send(payload, to: destination, socket)
+        }
         if status == EMSGSIZE { socket.queueTooLong(payload, to: destination) }
         if status != 0, status != ENOBUFS { fail(status) }
     }
@@ -97,16 +130,16 @@ final class InBandDatagramChannel: Channel {
         guard family == 0 || family == socket.raw.pointee.domain else { return EAFNOSUPPORT }
         return send(
             UnsafeRawBufferPointer(rebasing: message[headerSize...]), to: family == 0 ? nil : stackAddress(header.address),
-            as: header)
+            as: header, socket)
     }
 
     /// Sends with what the program said about this datagram alone: TTL, TOS, interface and source.
     private func send(
-        _ payload: UnsafeRawBufferPointer, to destination: alps_sockaddr?, as header: alps_datagram_header
+        _ payload: UnsafeRawBufferPointer, to destination: alps_sockaddr?, as header: alps_datagram_header, _ socket: Socket
     ) -> Int32 {
         let hasSource = header.destination.family != 0
         guard header.ttl != 0 || header.tos != 0 || header.ifindex != 0 || hasSource else {
-            return send(payload, to: destination)
+            return send(payload, to: destination, socket)
         }
         let netpcb = socket.raw.pointee.netpcb
         let before = netpcb.pointee
@@ -129,7 +162,7 @@ final class InBandDatagramChannel: Channel {
             netpcb.pointee.local = source.addr
         }
         netpcb.pointee.route = alps_route()
-        let status = send(payload, to: destination)
+        let status = send(payload, to: destination, socket)
         // The route was this datagram's; the transport must not take its source for the next one.
         netpcb.pointee = before
         netpcb.pointee.route = alps_route()
@@ -142,10 +175,10 @@ final class InBandDatagramChannel: Channel {
             || kernel.interfaces.all.contains { $0.addresses.contains { NetworkAddress(address: $0.addr) == address } }
     }
 
-    private func send(_ payload: UnsafeRawBufferPointer, to destination: alps_sockaddr?) -> Int32 {
-        let pool = kernel.mbufs
-        let packet = payload.count <= 160
-            ? pool.packet(headroom: 128) : pool.cluster(headroom: 128, capacity: payload.count)
+    private func send(_ payload: UnsafeRawBufferPointer, to destination: alps_sockaddr?, _ socket: Socket) -> Int32 {
+        let packet = pool { pool in
+            payload.count <= 160 ? pool.packet(headroom: 128) : pool.cluster(headroom: 128, capacity: payload.count)
+        }
         guard let packet else { return ENOBUFS }
         if payload.count > 0 {
             memcpy(packet.pointee.data, payload.baseAddress!, payload.count)
@@ -165,7 +198,7 @@ final class InBandDatagramChannel: Channel {
 
     override func uncorked(_ socket: Socket) {
         guard heldAny else { return }
-        let status = held.withUnsafeBytes { send($0, to: heldDestination) }
+        let status = held.withUnsafeBytes { send($0, to: heldDestination, socket) }
         if status != 0, status != ENOBUFS { fail(status) }
         held = []
         heldAny = false
@@ -181,7 +214,7 @@ final class InBandDatagramChannel: Channel {
 
     // MARK: To the application
 
-    private func push() {
+    private func push(_ socket: Socket) {
         guard isOpen, !socket.isClosed else { return }
         if socket.pendingError == 0 { errorTold = false }
         if socket.pendingError != 0, !errorTold, events.count < 64 {
@@ -190,11 +223,52 @@ final class InBandDatagramChannel: Channel {
             }
             errorTold = true
         }
-        while let (packet, info) = socket.firstDatagram {
-            guard hand(packet, info) else { return wantRoom(true) }
-            if let (_, taken) = socket.nextDatagram() { kernel.mbufs.freePacket(taken) }
+        while socket.datagramCount > 0 {
+            guard pushSome(socket) else { return wantRoom(true) }
         }
         wantRoom(false)
+    }
+
+    /// Hands over the oldest datagrams, as many as one call takes. False if the pair is full.
+    private func pushSome(_ socket: Socket) -> Bool { batch { pushSome(socket, $0) } }
+
+    private func pushSome(_ socket: Socket, _ batch: DatagramBatch) -> Bool {
+        batch.clear()
+        let isConnected = socket.isConnected
+        let wall = kernel.clock.wall
+        while let (packet, info) = socket.datagram(at: batch.count), !isConnected || packet.pointee.pkt.length > 0 {
+            guard batch.add(packet, header: isConnected ? nil : header(info, wall)) else { break }
+        }
+        guard batch.count > 0 else {
+            guard let (packet, info) = socket.firstDatagram else { return true }
+            if isConnected, packet.pointee.pkt.length == 0 {
+                let event = alps_datagram_event(error: 0, reserved: 0, address: clientAddress(info.source))
+                guard events.count >= 64 || tell(event) else { return false }
+            } else {
+                // Of more pieces than fit: a sender that fragments into crumbs.
+                kernel.sockets.count(.datagramsDropped)
+            }
+            socket.dropDatagrams(1)
+            return true
+        }
+        let sent = batch.send(descriptor)
+        if sent < 0, errno == EAGAIN { return false }
+        // What fails for another reason is gone.
+        socket.dropDatagrams(max(sent, 1))
+        return true
+    }
+
+    private func header(_ info: alps_datagram_info, _ wall: UInt64) -> alps_datagram_header {
+        var header = alps_datagram_header()
+        header.magic = UInt32(ALPS_DATAGRAM_MAGIC)
+        header.ifindex = info.ifindex
+        header.address = clientAddress(info.source)
+        header.destination = clientAddress(
+            alps_sockaddr(family: info.source.family, port: 0, scope: 0, addr: info.destination))
+        header.ttl = info.ttl
+        header.tos = info.tos
+        header.timestamp = wall
+        return header
     }
 
     /// Announces an event by a message of no bytes. False if the pair is full.
@@ -207,43 +281,11 @@ final class InBandDatagramChannel: Channel {
         return true
     }
 
-    /// Sends one datagram into the pair. False if it is full.
-    private func hand(_ packet: Mbuf, _ info: alps_datagram_info) -> Bool {
-        if socket.isConnected, packet.pointee.pkt.length == 0 {
-            return events.count >= 64
-                || tell(alps_datagram_event(error: 0, reserved: 0, address: clientAddress(info.source)))
-        }
-        var header = alps_datagram_header()
-        header.magic = UInt32(ALPS_DATAGRAM_MAGIC)
-        header.ifindex = info.ifindex
-        header.address = clientAddress(info.source)
-        header.destination = clientAddress(
-            alps_sockaddr(family: info.source.family, port: 0, scope: 0, addr: info.destination))
-        header.ttl = info.ttl
-        header.tos = info.tos
-        header.timestamp = kernel.clock.wall
-        return withUnsafeMutablePointer(to: &header) { header in
-            withUnsafeTemporaryAllocation(of: iovec.self, capacity: 64) { parts in
-                var count = 0
-                if !socket.isConnected {
-                    parts[0] = iovec(iov_base: header, iov_len: MemoryLayout<alps_datagram_header>.size)
-                    count = 1
-                }
-                var buffer: Mbuf? = packet
-                while let current = buffer, count < 64 {
-                    buffer = current.pointee.next
-                    parts[count] = iovec(iov_base: current.pointee.data, iov_len: Int(current.pointee.length))
-                    count += 1
-                }
-                // More than 64 pieces in one datagram: a sender that fragments into crumbs. Drop it.
-                guard buffer == nil else { return true }
-                var message = msghdr()
-                message.msg_iov = parts.baseAddress
-                message.msg_iovlen = count
-                let sent = sendmsg(descriptor, &message, Int32(MSG_DONTWAIT) | Int32(MSG_NOSIGNAL))
-                return sent >= 0 || errno != EAGAIN
-            }
-        }
+    /// ALPS_OP_ANNOUNCE_EVENT.
+    func announceAgain() {
+        guard isOpen, !events.isEmpty else { return }
+        var nothing: UInt8 = 0
+        _ = Glibc.send(descriptor, &nothing, 0, Int32(MSG_DONTWAIT) | Int32(MSG_NOSIGNAL))
     }
 
     /// What the oldest message of no bytes stands for, nil if that has passed.
@@ -255,7 +297,7 @@ final class InBandDatagramChannel: Channel {
     /// ALPS_OP_REQUEUE: a header and a payload, which go into the pair in the form that messages have now.
     func requeue(_ message: UnsafeRawBufferPointer) -> Int32 {
         let headerSize = MemoryLayout<alps_datagram_header>.size
-        guard isOpen, message.count >= headerSize, message.count <= Self.largest else { return EINVAL }
+        guard isOpen, message.count >= headerSize, message.count <= DatagramBatch.largest else { return EINVAL }
         let header = message.loadUnaligned(as: alps_datagram_header.self)
         guard header.magic == UInt32(ALPS_DATAGRAM_MAGIC) else { return EINVAL }
         let bare = UnsafeRawBufferPointer(rebasing: message[headerSize...])

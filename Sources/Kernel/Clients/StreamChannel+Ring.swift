@@ -254,7 +254,6 @@ extension StreamChannel {
     func watchRing() {
         guard !isWatched, let words else { return }
         isWatched = true
-        ringTurns &+= 1
         words.setBells(read: 0, write: 0)
         streamRings { $0.add(self) }
     }
@@ -293,28 +292,15 @@ extension StreamChannel {
             // Whoever holds a lock now rings after freeing it, unless it dies.
             if needsReadLock || needsWriteLock { retryLater() }
             unwatchRing()
-            if !awaitsIdleness { awaitIdleness() }
             return true
         }
     }
 
-    /// An idle ring keeps no memory: looked at after a second, as long as something goes on.
-    @inline(never)
-    private func awaitIdleness() {
-        awaitsIdleness = true
-        let turns = ringTurns
-        pagesTimer = HostTimer(kernel) { [unowned self] in
-            awaitsIdleness = false
-            guard words != nil else { return }
-            if isWatched || turns != ringTurns { awaitIdleness() } else { borrowed { releasePages($0) } }
-        }
-        pagesTimer?.arm(after: 1_000_000_000)
-    }
-
-    private func releasePages(_ socket: Socket) {
+    /// Nothing has moved for a while: an idle ring keeps no memory.
+    func releasePages(_ socket: Socket) {
         let (receive, send) = (socket.raw.pointee.rcv, socket.raw.pointee.snd)
         // A reader or writer that is in the middle of a copy holds its lock.
-        guard let ring, receive.head == receive.tail, send.head == send.tail, socket.placedEdge <= receive.tail,
+        guard let ring, receive.head == receive.tail, send.head == send.tail, socket.idle.placedEnd <= receive.tail,
             ring.words.tryLockWriting()
         else { return }
         if ring.words.tryLockReading() {

@@ -32,13 +32,9 @@ final class StreamChannel: Channel {
     var nextWatched: Borrowed<StreamChannel>?
     let streamRings: Borrowed<StreamRingWatch>
     private let sockets: Borrowed<SocketLayer>
-    /// Counts the times that it began to be.
-    var ringTurns: UInt32 = 0
-    var awaitsIdleness = false
     /// A client held the lock that the host needed.
     var needsReadLock = false
     var needsWriteLock = false
-    var pagesTimer: HostTimer?
     /// Bytes one socket may move in one turn before others get theirs.
     private static let budget = 1 << 20
 
@@ -89,6 +85,10 @@ final class StreamChannel: Channel {
         sockets { $0.count(.ringBells) }
         watchRing()
         borrowed { pump($0) }
+    }
+
+    override func buffersAreIdle(_ socket: Socket) {
+        if words == nil { super.buffersAreIdle(socket) } else { releasePages(socket) }
     }
 
     override func pairCloses() { endRing() }

@@ -32,6 +32,9 @@ package final class Reactor {
     private static let batch = 256
     private let posted = PostedWork()
     private var onSignal: (() -> Void)?
+    /// How long the loop looks for events before it sleeps, ns; 0: it sleeps at once. Whoever brings something meanwhile need
+    /// not wake it, and it need not wake up.
+    package var busyPoll: UInt64 = 0
 
     package init(kernel: Kernel) throws {
         self.kernel = kernel
@@ -157,6 +160,7 @@ package final class Reactor {
         var timeout = timespec()
         if kernel.hasPendingWork || !streamRings({ $0.maySleep() }) { return epoll_wait(epoll, events, Int32(Self.batch), 0) }
         let deadline = kernel.nextDeadline
+        if busyPoll > 0, let count = poll(until: deadline) { return count }
         if deadline == .max { return epoll_wait(epoll, events, Int32(Self.batch), -1) }
         let now = clock {
             $0.update()
@@ -170,6 +174,22 @@ package final class Reactor {
         // Linux before 5.11: whole milliseconds, not too early.
         let milliseconds = Int32(clamping: (delay + 999_999) / 1_000_000)
         return epoll_wait(epoll, events, Int32(Self.batch), milliseconds)
+    }
+
+    /// Looks for events for as long as `busyPoll` says. Nil if none has come and no timer is due.
+    private func poll(until deadline: UInt64) -> Int32? {
+        var end = UInt64.max
+        while true {
+            let count = epoll_wait(epoll, events, Int32(Self.batch), 0)
+            if count != 0 { return count }
+            let now = clock {
+                $0.update()
+                return $0.now
+            }
+            if now >= deadline { return 0 }
+            if end == .max { end = now &+ busyPoll }
+            if now >= end { return nil }
+        }
     }
 
     private func dispatch(_ event: epoll_event) {

@@ -76,6 +76,13 @@ package final class MbufPool {
     /// Whether every buffer has come back.
     package var isIdle: Bool { mbufs.inUse == 0 && clusters.inUse == 0 && bigUsage.inUse == 0 }
 
+    /// Whether a good deal of packets may still be made: for those who can wait.
+    package var hasRoom: Bool {
+        let used = mbufs.inUse * Int(ALPS_MBUF_SIZE) + clusters.inUse * (Int(ALPS_CLUSTER_SIZE) + Self.clusterPrefix)
+            + bigUsage.inUse * Int(ALPS_BIG_CLUSTER_SIZE)
+        return used <= limit - limit / 16
+    }
+
     /// Gives free memory back to the system.
     package func drain() {
         drains += 1

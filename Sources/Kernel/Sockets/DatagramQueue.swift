@@ -37,8 +37,11 @@ struct DatagramQueue {
     }
 
     /// The oldest, left where it is.
-    var front: (packet: Mbuf, info: alps_datagram_info)? {
-        guard count > 0, let record = records[first] else { return nil }
+    var front: (packet: Mbuf, info: alps_datagram_info)? { self[0] }
+
+    /// The one that `index` others are in front of, left where it is.
+    subscript(index: Int) -> (packet: Mbuf, info: alps_datagram_info)? {
+        guard index < count, let record = records[(first + index) & (records.count - 1)] else { return nil }
         return (record.packet, record.info)
     }
 

@@ -89,7 +89,7 @@ extension Socket {
         Self.release(&raw.pointee.rcv)
     }
 
-    private static func release(_ buffer: inout alps_sockbuf) {
+    static func release(_ buffer: inout alps_sockbuf) {
         if let ext = buffer.ext { Arena.release(ext) }
         buffer.ext = nil
         buffer.base = nil
@@ -144,6 +144,7 @@ extension Socket {
         guard position > raw.pointee.snd.head, position <= tail else { return }
         raw.pointee.snd.head = position
         if mappedBuffers.send != nil { markDirty() }
+        if position == tail { becameEmpty() }
         guard isWriterWaiting else { return }
         let used = tail &- position
         let limit = UInt64(raw.pointee.snd.limit)
@@ -161,7 +162,7 @@ extension Socket {
         let edge = raw.pointee.rcv.head &+ min(UInt64(raw.pointee.rcv.limit), capacity)
         guard position < edge else { return 0 }
         let count = min(UInt64(length), edge &- position)
-        placedEdge = max(placedEdge, position &+ count)
+        idle.placedEnd = max(idle.placedEnd, position &+ count)
         let start = Int(position & (capacity - 1))
         let first = min(Int(count), Int(capacity) - start)
         pool._withUnsafeGuaranteedRef { pool in

@@ -8,6 +8,17 @@ extension Socket {
     /// The oldest datagram, left in the queue.
     package var firstDatagram: (packet: Mbuf, info: alps_datagram_info)? { datagrams.front }
 
+    /// The datagram that `index` others are in front of, left in the queue.
+    func datagram(at index: Int) -> (packet: Mbuf, info: alps_datagram_info)? { datagrams[index] }
+
+    /// Frees the `count` oldest.
+    func dropDatagrams(_ count: Int) {
+        for _ in 0..<count {
+            guard let (packet, _) = datagrams.removeFirst() else { return }
+            pool._withUnsafeGuaranteedRef { $0.freePacket(packet) }
+        }
+    }
+
     /// Takes the oldest datagram; the caller frees the packet.
     package func nextDatagram() -> (info: alps_datagram_info, packet: Mbuf)? {
         datagrams.removeFirst().map { ($0.info, $0.packet) }
@@ -36,7 +47,7 @@ extension Socket {
     /// Sends one datagram to `destination`, or to the connected peer. [consumes]
     package func sendDatagram(_ packet: Mbuf, to destination: alps_sockaddr?) -> Int32 {
         guard isAttached, let send = protosw.pointee.send_datagram, !cannotSendMore else {
-            kernel.mbufs.freePacket(packet)
+            pool._withUnsafeGuaranteedRef { $0.freePacket(packet) }
             return cannotSendMore ? ALPS_EPIPE : ALPS_EOPNOTSUPP
         }
         guard var destination else { return send(instance, raw, packet, nil) }

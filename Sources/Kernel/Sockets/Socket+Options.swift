@@ -317,14 +317,8 @@ extension Socket {
     /// UDP_CORK: what is sent is held back, and goes as one datagram.
     private func setCork(_ on: Bool) {
         let wasCorked = isCorked
-        storedOptions[Self.key(SocketOption.Level.udp.rawValue, Self.cork)] = SocketOption.bytes(on ? 1 : 0)
+        isCorked = on
         if wasCorked, !on { channel?.uncorked(self) }
-    }
-
-    /// Whether what is sent is held back.
-    package var isCorked: Bool {
-        guard !storedOptions.isEmpty else { return false }
-        return storedOptions[Self.key(SocketOption.Level.udp.rawValue, Self.cork)]?.first == 1
     }
 
     // MARK: Transport and network

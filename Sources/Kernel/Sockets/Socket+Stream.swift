@@ -79,6 +79,7 @@ extension Socket {
     package func receiveConsume(_ count: Int) {
         raw.pointee.rcv.head &+= UInt64(count)
         skipUrgentByte()
+        if raw.pointee.rcv.head == raw.pointee.rcv.tail { becameEmpty() }
         guard isAttached, let received = protosw.pointee.received else { return }
         received(instance, raw)
     }

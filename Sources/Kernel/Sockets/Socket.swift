@@ -7,6 +7,9 @@ open class SocketChannel {
     /// The socket's state, data, room or queue have changed in this turn.
     package func update(_ socket: Socket) {}
 
+    /// The socket's rings have not been used for a while.
+    package func buffersAreIdle(_ socket: Socket) { socket.releaseEmptyBuffers() }
+
     /// The program sends what it has held back (UDP_CORK).
     package func uncorked(_ socket: Socket) {}
 
@@ -83,6 +86,9 @@ package final class Socket {
     /// Options that only the socket layer knows, by number: stored so that getsockopt tells what setsockopt said.
     var storedOptions: [Int32: [UInt8]] = [:]
 
+    /// UDP_CORK: what is sent is held back.
+    var isCorked = false
+
     // The list of sockets that changed in this turn.
     var isDirty = false
     var nextDirty: Borrowed<Socket>?
@@ -90,6 +96,7 @@ package final class Socket {
     var waiters = 0
     /// A writer has found the send buffer full.
     var isWriterWaiting = false
+    var idle = IdleMark()
 
     /// Listeners: connections that are ready, and those whose handshake goes on.
     var listenQueue = ListenQueue()
@@ -109,8 +116,6 @@ package final class Socket {
     var errors = ErrorQueue()
     /// Streams: the storage of buffers that a client maps.
     var mappedBuffers: (send: UnsafeMutablePointer<alps_ext>?, receive: UnsafeMutablePointer<alps_ext>?) = (nil, nil)
-    /// Streams: up to where anything has been placed in the receive buffer, in order or not.
-    var placedEdge: UInt64 = 0
     /// Streams: the urgent byte.
     var urgent = UrgentByte()
 

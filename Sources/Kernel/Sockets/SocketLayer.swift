@@ -51,6 +51,7 @@ package final class SocketLayer {
     private let counters = UnsafeMutablePointer<UInt64>.allocate(capacity: Counter.allCases.count)
     /// Rings of sockets that belong to no client session.
     private var ownArena: Arena?
+    private(set) var idleBuffers: IdleBuffers?
 
     package private(set) var count = 0
     package private(set) var peak = 0
@@ -80,11 +81,13 @@ package final class SocketLayer {
         forgetDirty()
         slots.removeAll()
         borrowedSlots.removeAll()
+        idleBuffers = nil
         kernel = nil
     }
 
     func attach(_ kernel: Kernel) {
         self.kernel = kernel
+        idleBuffers = IdleBuffers(self, kernel)
         let table = UnsafeMutablePointer<alps_socket_ops>.allocate(capacity: 1)
         table.initialize(to: SocketInterface.table)
         opsTable = table

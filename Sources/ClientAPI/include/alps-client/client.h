@@ -91,6 +91,8 @@
                                 ///< connect() or its undoing changed the form of messages: it is put into the pair again
 #define ALPS_OP_WATCH_URGENT 44u ///< - -> -: from now on urgent bytes of this stream go into the pair as its own; EOPNOTSUPP
                                 ///< if no pair can have such here, ENOTCONN if this one has ended
+#define ALPS_OP_ANNOUNCE_EVENT 45u ///< - -> -: the message of no bytes that stands for the oldest event was read among others and
+                                ///< is to be in the pair again
 #define ALPS_OP_RING 50u        ///< - -> alps_ring_info, one descriptor: the memory of a packet socket's rings. EINVAL without any
 #define ALPS_OP_STREAM_RING 51u ///< uint32 directions -> alps_stream_ring_info, one descriptor: see stream-ring.h. EAGAIN: not now;
                                 ///< EOPNOTSUPP: never for this socket

@@ -2,25 +2,36 @@ import Kernel
 import Lab
 import PluginAPI
 
-/// A stack with one connection, at 10.0.0.1 port 80, whose peer is made of frames.
-private final class OneConnection {
+/// A stack with connections at 10.0.0.1 port 80, whose peers, all at 10.0.0.2, are made of frames.
+private final class Connections {
     static let payload = 1448
     private static let header = 54
+
+    /// One end of a connection that is made of frames.
+    private struct Peer {
+        var socket: Socket!
+        var sequence: UInt32 = 1_000_000
+        /// Next byte that the peer expects.
+        var expected: UInt32 = 0
+    }
 
     let network: VirtualNetwork
     let kernel: Kernel
     let device: MemoryDevice
     private let neighbor: SingleNeighbor
-    private(set) var socket: Socket!
+    private let listener: Socket
+    private var peers: [Peer]
     private var frame: [UInt8]
-    private var sequence: UInt32 = 1_000_000
-    /// Next byte that the peer expects.
-    private var expected: UInt32 = 0
-    private var hasUnacknowledged = false
     private var acknowledgment: [UInt8]
-    let data = [UInt8](repeating: 0x5a, count: OneConnection.payload)
+    private var syn: [UInt8]
+    private var fin: [UInt8]
+    private var current = 0
+    private var next = 0
+    private var hasUnacknowledged = false
+    let data = [UInt8](repeating: 0x5a, count: Connections.payload)
 
-    init(plugins: String) throws {
+    /// With `count` connections, and one place for another.
+    init(_ count: Int, plugins: String) throws {
         network = VirtualNetwork(plugins: plugins)
         kernel = try network.addKernel("stack", plugins: ["ipv4", "icmp", "udp", "tcp"])
         device = MemoryDevice(kernel: kernel)
@@ -30,14 +41,24 @@ private final class OneConnection {
         try kernel.interfaces.addAddress(interface, address(10, 0, 0, 1), prefixLength: 24)
         frame = Self.segment(flags: 0x10, payload: Self.payload)
         acknowledgment = Self.segment(flags: 0x10, payload: 0)
+        fin = Self.segment(flags: 0x11, payload: 0)
+        syn = Self.segment(flags: 2, payload: 0, options: [2, 4, 0x05, 0xb4, 1, 3, 3, 7])
+        peers = [Peer](repeating: Peer(), count: count + 1)
+        listener = try kernel.sockets.create(domain: 2, type: 1, protocol: 6)
+        var any = alps_sockaddr()
+        any.family = UInt16(ALPS_AF_INET)
+        any.port = 80
+        guard listener.bind(any) == 0, listener.listen(5) == 0 else { throw KernelError(98, "port 80 is not to be had") }
         device.onTransmit = { [unowned self] in self.take($0) }
-        try open()
+        for index in 0..<count { try open(index) }
     }
 
     deinit {
         device.onTransmit = nil
         network.shutdown()
     }
+
+    private static func port(_ index: Int) -> UInt16 { UInt16(4000 + index) }
 
     // MARK: Frames
 
@@ -56,11 +77,16 @@ private final class OneConnection {
         return bytes
     }
 
-    /// Sends `bytes` to the stack with the numbers of now and a right checksum.
+    /// Sends `bytes` to the stack with the current peer's port and numbers and a right checksum.
     private func inject(_ bytes: inout [UInt8], constant: UInt32) {
+        let (sequence, expected) = (peers[current].sequence, peers[current].expected)
+        let port = Self.port(current)
+        bytes[34] = UInt8(port >> 8)
+        bytes[35] = UInt8(port & 255)
         Self.put(sequence, &bytes, 38)
         Self.put(expected, &bytes, 42)
         let numbers = UInt64(sequence >> 16) + UInt64(sequence & 0xffff) + UInt64(expected >> 16) + UInt64(expected & 0xffff)
+            + UInt64(port)
         let sum = InternetChecksum.finish(InternetChecksum.fold(UInt64(constant) + numbers))
         bytes[50] = UInt8(sum >> 8)
         bytes[51] = UInt8(sum & 255)
@@ -70,7 +96,7 @@ private final class OneConnection {
     /// The part of the checksum that is the same in each segment of a kind.
     private static func constantSum(_ bytes: [UInt8]) -> UInt32 {
         var copy = bytes
-        for index in 38..<46 { copy[index] = 0 }
+        for index in [34, 35] + Array(38..<46) { copy[index] = 0 }
         copy[50] = 0
         copy[51] = 0
         return copy.withUnsafeBytes { buffer in
@@ -86,37 +112,49 @@ private final class OneConnection {
 
     private lazy var frameConstant = Self.constantSum(frame)
     private lazy var acknowledgmentConstant = Self.constantSum(acknowledgment)
+    private lazy var finConstant = Self.constantSum(fin)
+    private lazy var synConstant = Self.constantSum(syn)
 
     /// What the stack sends moves what the peer expects.
     private func take(_ sent: UnsafeRawBufferPointer) {
         guard sent.count >= Self.header, sent[12] == 8, sent[13] == 0, sent[23] == 6 else { return }
         let number = UInt32(bigEndian: sent.loadUnaligned(fromByteOffset: 38, as: UInt32.self))
         let total = Int(sent[16]) << 8 | Int(sent[17])
-        let length = total - 20 - Int(sent[46] >> 4) * 4 + (sent[47] & 2 != 0 ? 1 : 0)
+        let length = total - 20 - Int(sent[46] >> 4) * 4 + (sent[47] & 3 != 0 ? 1 : 0)
         guard length > 0 else { return }
-        expected = number &+ UInt32(length)
+        peers[current].expected = number &+ UInt32(length)
         hasUnacknowledged = true
     }
 
-    private func open() throws {
-        let listener = try kernel.sockets.create(domain: 2, type: 1, protocol: 6)
-        var any = alps_sockaddr()
-        any.family = UInt16(ALPS_AF_INET)
-        any.port = 80
-        guard listener.bind(any) == 0, listener.listen(5) == 0 else { throw KernelError(98, "port 80 is not to be had") }
-        var syn = Self.segment(flags: 2, payload: 0, options: [2, 4, 0x05, 0xb4, 1, 3, 3, 7])
-        inject(&syn, constant: Self.constantSum(syn))
+    private func open(_ index: Int) throws {
+        current = index
+        peers[index].expected = 0
+        inject(&syn, constant: synConstant)
         settle()
         guard hasUnacknowledged else { throw KernelError(110, "the stack does not answer a SYN") }
-        sequence &+= 1
+        peers[index].sequence &+= 1
         inject(&acknowledgment, constant: acknowledgmentConstant)
         settle()
-        socket = listener.acceptNext()
-        guard socket != nil else { throw KernelError(110, "there is no connection") }
+        peers[index].socket = listener.acceptNext()
+        guard peers[index].socket != nil else { throw KernelError(110, "there is no connection") }
         hasUnacknowledged = false
     }
 
+    /// One connection after the other, in an order that no cache foresees.
+    private func turn() -> Int {
+        next = (next &* 1_664_525 &+ 1_013_904_223) & 0xffff_ffff
+        return (next >> 8) % (peers.count - 1)
+    }
+
     // MARK: Operations
+
+    /// Has every connection used once: what the first segments of one cost is not counted.
+    func warm() {
+        for index in 0..<peers.count - 1 {
+            receive(on: index)
+            send(on: index)
+        }
+    }
 
     /// Turns until nothing is left to do now; without the lab's look at its kernels, which would count.
     private func settle() {
@@ -124,10 +162,14 @@ private final class OneConnection {
     }
 
     /// A segment of data arrives and is read; what the stack acknowledges leaves.
-    func receive() {
+    func receive() { receive(on: turn()) }
+
+    private func receive(on index: Int) {
+        current = index
         inject(&frame, constant: frameConstant)
-        sequence &+= UInt32(Self.payload)
+        peers[current].sequence &+= UInt32(Self.payload)
         settle()
+        let socket = peers[current].socket.unsafelyUnwrapped
         let pieces = socket.receivePieces()
         let count = pieces.first.count + pieces.second.count
         guard count == Self.payload else { fatalError("\(count) bytes have arrived instead of \(Self.payload)") }
@@ -135,25 +177,58 @@ private final class OneConnection {
     }
 
     /// A segment of data is written and sent, and its acknowledgment arrives.
-    func send() {
-        guard data.withUnsafeBytes({ socket.write($0) }) == Self.payload else { fatalError("the send buffer is full") }
+    func send() { send(on: turn()) }
+
+    private func send(on index: Int) {
+        current = index
+        guard data.withUnsafeBytes({ peers[current].socket.write($0) }) == Self.payload else {
+            fatalError("the send buffer is full")
+        }
         settle()
         guard hasUnacknowledged else { fatalError("nothing was sent") }
         hasUnacknowledged = false
         inject(&acknowledgment, constant: acknowledgmentConstant)
         settle()
     }
+
+    /// A connection comes, is accepted, and ends, the peer first.
+    func openAndClose() {
+        let last = peers.count - 1
+        do { try open(last) } catch { fatalError("\(error)") }
+        inject(&fin, constant: finConstant)
+        peers[last].sequence &+= 1
+        settle()
+        peers[last].socket.close()
+        settle()
+        guard hasUnacknowledged else { fatalError("the stack does not close") }
+        hasUnacknowledged = false
+        inject(&acknowledgment, constant: acknowledgmentConstant)
+        settle()
+        peers[last].socket = nil
+        peers[last].sequence &+= 1_000_000
+    }
 }
 
 extension Operation {
-    static let segments = [
-        Operation(name: "segment in") { plugins in
-            let connection = try OneConnection(plugins: plugins)
-            return { count in for _ in 0..<count { connection.receive() } }
-        },
-        Operation(name: "segment out, and its acknowledgment in") { plugins in
-            let connection = try OneConnection(plugins: plugins)
-            return { count in for _ in 0..<count { connection.send() } }
-        },
-    ]
+    static let populations = [1, 10, 100, 1000, 10_000]
+
+    /// What bench/micro/check wants to cost the same however many connections there are: the names end so.
+    static let segments = populations.flatMap { open in
+        [
+            Operation(name: "segment in, \(open) open") { plugins in
+                let connections = try Connections(open, plugins: plugins)
+                connections.warm()
+                return { count in for _ in 0..<count { connections.receive() } }
+            },
+            Operation(name: "segment out, and its acknowledgment in, \(open) open") { plugins in
+                let connections = try Connections(open, plugins: plugins)
+                connections.warm()
+                return { count in for _ in 0..<count { connections.send() } }
+            },
+            Operation(name: "connection opened and closed, \(open) open") { plugins in
+                let connections = try Connections(open, plugins: plugins)
+                return { count in for _ in 0..<count { connections.openAndClose() } }
+            },
+        ]
+    }
 }

@@ -26,7 +26,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         pointee.totals.markedSegmentsIn &+= segment.count
         guard segment.length > 0 || segment.has(Flag.fin) else { return }
         // The first news travels at once.
-        if !has(.congestionEcho) { set(.ackNow) }
+        if !has(.congestionEcho), instance.isOn(.marksAtOnce) { set(.ackNow) }
         set(.congestionEcho)
     }
 

@@ -29,6 +29,17 @@ func tcpControlInput(_ context: UnsafeMutableRawPointer, _ event: UnsafePointer<
 }
 
 extension UnsafeMutablePointer where Pointee == Instance {
+    /// What an attempt to connect fails with because of `event`; nil: it goes on.
+    fileprivate func hardError(_ event: UnsafePointer<alps_ctl_event>) -> Int32? {
+        guard isOn(.errorsMayReset) else { return nil }
+        guard isOn(.errorsAsBSD) else { return event.pointee.hard != 0 ? event.pointee.error : nil }
+        // Protocol or port unreachable, and the three kinds of "administratively prohibited" (RFC 1812, 5.2.7.1).
+        switch (event.pointee.type, event.pointee.code) {
+        case (3, 2), (3, 3), (3, 9), (3, 10), (3, 13): return ALPS_ECONNREFUSED
+        default: return nil
+        }
+    }
+
     /// The sequence number in the quoted header, of which at least eight bytes are there (RFC 792).
     fileprivate func quotedSequence(_ event: UnsafePointer<alps_ctl_event>) -> SequenceNumber? {
         guard let quoted = event.pointee.quoted else { return nil }
@@ -52,9 +63,9 @@ extension UnsafeMutablePointer where Pointee == Connection {
         switch pointee.state {
         case .synSent, .synReceived:
             // RFC 9293, 3.9.2.2: a hard error may end an attempt; a soft one counts once we have tried a while.
-            if event.pointee.hard != 0 {
+            if let reason = instance.hardError(event) {
                 instance.count(.drops)
-                return close(error)
+                return close(reason)
             }
             pointee.softError = error
             if pointee.attempts > 3 { close(error) }
@@ -72,9 +83,21 @@ extension UnsafeMutablePointer where Pointee == Connection {
     private func tooBig(_ event: UnsafePointer<alps_ctl_event>, _ network: Network) {
         guard instance.isOn(.pathMTUDiscovery) else { return }
         let before = pointee.mss
+        let pathBefore = network.ops.pointee.path_mtu(network.instance, netpcb)
         _ = network.ops.pointee.lower_mtu(
             network.instance, netpcb, event.pointee.mtu, event.pointee.quoted_length)
         refreshMSS()
+        if pointee.state == .synSent {
+            // Its data were too much: the SYN goes again at once, without them (RFC 7413, 4.1.3; RFC 1191, 6.5).
+            guard pointee.sndMax - pointee.iss > 1,
+                network.ops.pointee.path_mtu(network.instance, netpcb) < pathBefore
+            else { return }
+            clear(.timing)
+            sendSyn()
+            // Not for congestion: the initial window stays.
+            clear(.synLost)
+            return
+        }
         // A whole flight may have been too big; the first report of it is enough.
         if pointee.mss < before, pointee.state.isSynchronized { resendSmaller() }
     }

@@ -15,6 +15,8 @@ struct FastOpenEntry {
     var address: alps_addr
     var cookie: FastOpenCookie
     var mss: UInt32
+    /// net.inet.tcp.fastopen.generation when it came.
+    var generation: UInt32
 }
 
 /// The client's memory: one place for an address, chosen by a keyed hash; the newer wins.
@@ -45,16 +47,20 @@ extension UnsafeMutablePointer where Pointee == Instance {
         return Int(truncatingIfNeeded: hash.finish() & UInt64(FastOpenCache.places - 1))
     }
 
+    private var generation: UInt32 { UInt32(truncatingIfNeeded: setting(.fastOpenGeneration)) }
+
     func fastOpenEntry(_ address: alps_addr) -> UnsafeMutablePointer<FastOpenEntry>? {
         guard let cache = pointee.fastOpenCache else { return nil }
         let entry = cache + place(address)
-        guard entry.pointee.cookie.length != 0, entry.pointee.address == address else { return nil }
+        guard entry.pointee.cookie.length != 0, entry.pointee.address == address,
+            entry.pointee.generation == generation
+        else { return nil }
         return entry
     }
 
     func remember(_ cookie: FastOpenCookie, of address: alps_addr, mss: UInt32) {
         guard let cache = pointee.fastOpenCache else { return }
-        cache[place(address)] = FastOpenEntry(address: address, cookie: cookie, mss: mss)
+        cache[place(address)] = FastOpenEntry(address: address, cookie: cookie, mss: mss, generation: generation)
     }
 
     func freeFastOpenCache() {
@@ -89,6 +95,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
             opensWithoutCookie || instance.fastOpenEntry(pointee.conn.remote) != nil
         else { return false }
         set(.synDeferred)
+        // Until the connection is there, what programs are told of its segments is what the SYN takes.
+        pointee.mss = max(synDataRoom, 8)
         instance.sockets.pointee.is_connected(instance.socketLayer, socket)
         return true
     }
@@ -113,6 +121,11 @@ extension UnsafeMutablePointer where Pointee == Connection {
     /// How much of what is written a first SYN takes: a segment as the server took them last time, less the options.
     var synDataLength: UInt32 {
         guard has(.fastOpened) else { return 0 }
+        let waiting = socket.pointee.snd.tail &- socket.pointee.snd.head
+        return UInt32(truncatingIfNeeded: min(UInt64(synDataRoom), waiting))
+    }
+
+    private var synDataRoom: UInt32 {
         let entry = instance.fastOpenEntry(pointee.conn.remote)
         guard entry != nil || opensWithoutCookie else { return 0 }
         var room = min(entry?.pointee.mss ?? instance.defaultMSS(netpcb), pointee.advertisedMSS)
@@ -122,8 +135,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
             let overhead = netpcb.pointee.header_length &+ Header.length
             room = min(room, mtu > overhead ? mtu - overhead : 0)
         }
-        let waiting = socket.pointee.snd.tail &- socket.pointee.snd.head
-        return UInt32(truncatingIfNeeded: min(UInt64(room > 40 ? room - 40 : 0), waiting))
+        return room > 40 ? room - 40 : 0
     }
 
     /// The SYN, ACK of a connection whose SYN had data: what it did not take goes again at once (RFC 7413, 4.1.3).

@@ -34,12 +34,13 @@ extension UnsafeMutablePointer where Pointee == Connection {
             pointee.roundTrip.note(roundTrip, at: instance.now)
         }
         noteHighest(end)
+        // The round trip is that of the latest to be delivered, whenever it was sent.
+        pointee.recovery.rackRoundTrip = roundTrip
         if sentAt > pointee.recovery.rackSentAt
             || (sentAt == pointee.recovery.rackSentAt && end > pointee.recovery.rackEnd)
         {
             pointee.recovery.rackSentAt = sentAt
             pointee.recovery.rackEnd = end
-            pointee.recovery.rackRoundTrip = roundTrip
         }
     }
 

@@ -172,7 +172,7 @@ struct SynOptions {
         }
         at = start + length
         while at % 4 != 0 {
-            place[at] = 1
+            place[at] = endsList ? 0 : 1
             at += 1
         }
         return at

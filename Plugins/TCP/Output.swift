@@ -36,6 +36,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         prepareToSend()
         var list = PacketList()
         var hasSent = false
+        let lastInFlight = pointee.sendMap.flight.last
         let wasIdle = pointee.sndNxt == pointee.sndUna
         if pointee.sendMap.waiting.first != nil, !pointee.recovery.sendsNewFirst {
             hasSent = repeatLost(network, &list)
@@ -52,7 +53,9 @@ extension UnsafeMutablePointer where Pointee == Connection {
             if let packet = makeAck(network, keepsWindow: false) { list.append(packet) }
         }
         clear(.windowUpdate)
-        if let first = list.first { transmit(network, first) }
+        if let first = list.first, transmit(network, first), pointee.state.isSynchronized {
+            return resendRefused(after: lastInFlight)
+        }
         guard pointee.state.isSynchronized else { return }
         if hasSent {
             if wasIdle || pointee.retransmitUse == .none || pointee.retransmitUse == .persist {

@@ -155,6 +155,22 @@ extension UnsafeMutablePointer where Pointee == Connection {
         output()
     }
 
+    /// The network has refused what was too big of what has just been handed to it, which is all of the flight behind
+    /// `last`: the path MTU came down for another connection, or the interface's did. It was never on its way.
+    @inline(never)
+    func resendRefused(after last: RangePointer?) {
+        clear(.timing)
+        instance.count(.mtuResends)
+        var next = last == nil ? pointee.sendMap.flight.first : last.unsafelyUnwrapped.pointee.queueNext
+        while let range = next {
+            next = range.pointee.queueNext
+            guard range.pointee.length - (range.pointee.has(.fin) ? 1 : 0) > pointee.mss else { continue }
+            if range.pointee.has(.sizeProbe) { sizeProbeLost(range) }
+            pointee.sendMap.lose(range)
+        }
+        output()
+    }
+
     // MARK: Persist
 
     func persistTimedOut() {

@@ -71,16 +71,18 @@ extension UnsafeMutablePointer where Pointee == Connection {
             if has(.urgentMissing) { _ = takeUrgentByte(segment) }
         }
         var isComplete = true
+        var mayWait = !has(.ackNow) && !has(.finArrived) && instance.isOn(.delaysFinAck)
         if segment.sequence == pointee.rcvNxt, pointee.reassembly.count == 0 {
             isComplete = inOrder(&segment)
         } else {
             isComplete = outOfOrder(&segment)
+            mayWait = false
         }
         if segment.has(Flag.fin), isComplete, !has(.finArrived) {
             set(.finArrived)
             pointee.finSequence = segment.end
         }
-        if has(.finArrived), pointee.rcvNxt == pointee.finSequence { return processFin() }
+        if has(.finArrived), pointee.rcvNxt == pointee.finSequence { return processFin(mayWait) }
         return true
     }
 
@@ -195,13 +197,24 @@ extension UnsafeMutablePointer where Pointee == Connection {
 
     // MARK: Eighth: FIN
 
-    /// Everything before the peer's FIN is there. False: the connection is gone (TIME-WAIT).
+    /// Everything before the peer's FIN is there. False: the connection is gone (TIME-WAIT). `mayWait`: nothing has made
+    /// an acknowledgment due at once but that the stream is young.
     @inline(never)
-    private func processFin() -> Bool {
+    private func processFin(_ mayWait: Bool) -> Bool {
         let instance = instance
         clear(.finArrived)
         pointee.rcvNxt += 1
-        set(.ackNow)
+        let delay = instance.nanoseconds(.delayedAckTime)
+        let hasData = pointee.totals.dataSegmentsIn > (pointee.isSynDataTaken ? 1 : 0)
+        if mayWait, hasData, pointee.state == .established, delay > 0, !has(.quickAck),
+            pointee.unackedBytes < pointee.rcvMSS
+        {
+            clear(.ackNow)
+            set(.ackDelayed)
+            armDelayedAck(delay)
+        } else {
+            set(.ackNow)
+        }
         freeReassembly()
         instance.sockets.pointee.cant_receive_more(instance.socketLayer, socket)
         switch pointee.state {

@@ -52,6 +52,9 @@ extension UnsafeMutablePointer where Pointee == Connection {
         }
         if segment.options.hasFastOpen, segment.options.cookieLength >= 4 {
             instance.remember(instance.cookie(segment), of: pointee.conn.remote, mss: pointee.peerMSS)
+        } else if has(.fastOpened), let entry = instance.fastOpenEntry(pointee.conn.remote) {
+            // RFC 7413, 4.1.3: the segment size is worth remembering without a new cookie, too.
+            entry.pointee.mss = pointee.peerMSS
         }
         takeSynAck(pointee.iss + 1, echo: segment.options.hasTimestamp ? segment.options.echo : nil)
         established()
@@ -117,6 +120,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
         enter(.established)
         instance.count(.connected)
         pointee.establishedAt = instance.now
+        // Linux counts the SYN, with data or without.
+        pointee.totals.delivered &+= 1
         if !has(.fastOpened) { beginRecovery() } else { pointee.recovery = LossRecovery.none(at: pointee.iss + 1) }
         pointee.congestion.begin(
             mss: pointee.mss, initialSegments: UInt32(truncatingIfNeeded: instance.setting(.initialWindow)),

@@ -149,21 +149,27 @@ extension UnsafeMutablePointer where Pointee == Connection {
         return min(60 &- headerLength, mtu > used ? mtu - used : 0)
     }
 
-    /// Hands a list of segments to the network and remembers what it says.
+    /// Hands a list of segments to the network and remembers what it says. True: some were too big for the path, and
+    /// segments are smaller from now on.
+    @discardableResult
     @inline(__always)
-    func transmit(_ network: Network, _ list: Mbuf) {
+    func transmit(_ network: Network, _ list: Mbuf) -> Bool {
         let result = network.ops.pointee.output(network.instance, netpcb, list, 0)
-        if result != 0 { outputFailed(result) }
+        return result != 0 && outputFailed(result)
     }
 
     @inline(never)
-    private func outputFailed(_ error: Int32) {
+    private func outputFailed(_ error: Int32) -> Bool {
         switch error {
         case ALPS_EAGAIN: break
-        case ALPS_EMSGSIZE: refreshMSS()
+        case ALPS_EMSGSIZE:
+            let before = pointee.mss
+            refreshMSS()
+            return pointee.mss < before
         case ALPS_ENOBUFS: instance.count(.noMemory)
         default: pointee.softError = error
         }
+        return false
     }
 
     // MARK: SYN and RST
@@ -246,7 +252,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
         instance.count(.sentResets)
         instance.emit(
             network, netpcb, conn: &pointee.conn, sequence: acceptableSequence == pointee.sndNxt ? pointee.sndMax : acceptableSequence,
-            acknowledgment: pointee.rcvNxt, flags: Flag.rst | Flag.ack, window: 0, options: nil,
+            acknowledgment: pointee.rcvNxt, flags: Flag.rst | Flag.ack,
+            window: instance.isOn(.resetWindow) ? selectWindow(keeps: true) : 0, options: nil,
             // RFC 7323, 3.2: a reset should have them too.
             timestamp: has(.timestamps) ? (instance.timestampClock &+ pointee.timestampOffset, pointee.tsRecent) : nil)
     }

@@ -68,8 +68,14 @@ enum Setting: Int {
     case wholeSegmentBuffers
     case dropsSynOptions
     case ecnControlPackets
+    case delaysFinAck
+    case resetWindow
+    case errorsMayReset
+    case errorsAsBSD
+    case marksAtOnce
+    case fastOpenGeneration
 
-    static var count: Int { 65 }
+    static var count: Int { 71 }
 }
 
 extension UnsafeMutablePointer where Pointee == Instance {
@@ -286,6 +292,24 @@ extension UnsafeMutablePointer where Pointee == Instance {
         add(
             .ecnControlPackets, "net.inet.tcp.ecn.control_packets", ALPS_TUNABLE_BOOL, 1, 0...1,
             "With Accurate ECN acknowledgments, repetitions and FINs are ECN-capable too (RFC 8311)")
+        add(
+            .delaysFinAck, "net.inet.tcp.delay_fin_ack", ALPS_TUNABLE_BOOL, 0, 0...1,
+            "Acknowledge the peer's FIN as late as its data, as Linux does, in case our own FIN can go with it")
+        add(
+            .resetWindow, "net.inet.tcp.reset_window", ALPS_TUNABLE_BOOL, 0, 0...1,
+            "The reset of an abort has the window of other segments, as with Linux, and not 0")
+        add(
+            .errorsMayReset, "net.inet.tcp.icmp_may_rst", ALPS_TUNABLE_BOOL, 1, 0...1,
+            "An ICMP error may end an attempt to connect at once")
+        add(
+            .errorsAsBSD, "net.inet.tcp.icmp_as_bsd", ALPS_TUNABLE_BOOL, 0, 0...1,
+            "Which ICMP errors do and what they read is BSD's choice: ECONNREFUSED for what is prohibited; 0: Linux's")
+        add(
+            .marksAtOnce, "net.inet.tcp.ecn.ack_marks", ALPS_TUNABLE_BOOL, 1, 0...1,
+            "Acknowledge the first data with a congestion mark at once, and not as late as others (RFC 3168)")
+        add(
+            .fastOpenGeneration, "net.inet.tcp.fastopen.generation", ALPS_TUNABLE_INT, 0, 0...Int64(Int32.max),
+            "A change of it makes a client forget the cookies it has been given")
         let cell = services.tunableCell
         return cell.ops(alps_tunable_ops.self).pointee.add(cell.instance, list, UInt32(Setting.count))
     }

@@ -45,11 +45,13 @@ extension Socket {
     }
 
     /// Writes as much as fits. Returns bytes written or a negative errno. For tests and in-process users.
+    ///
+    /// `queues`: what is written before the connection is there waits for it (RFC 9293, 3.10.2).
     @discardableResult
-    package func write(_ bytes: UnsafeRawBufferPointer, flags: UInt32 = 0) -> Int {
+    package func write(_ bytes: UnsafeRawBufferPointer, flags: UInt32 = 0, queues: Bool = false) -> Int {
         if raw.pointee.error != 0 { return -Int(takeError()) }
-        if isConnecting { return -Int(EAGAIN) }
-        guard isConnected, !cannotSendMore, !isDisconnected else { return -Int(EPIPE) }
+        if isConnecting, !queues { return -Int(EAGAIN) }
+        guard isConnected || isConnecting, !cannotSendMore, !isDisconnected else { return -Int(EPIPE) }
         guard let (first, second) = sendPieces() else { return -Int(ENOBUFS) }
         let head = min(bytes.count, first.count)
         let rest = min(bytes.count - head, second.count)

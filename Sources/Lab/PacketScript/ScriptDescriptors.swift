@@ -65,7 +65,7 @@ final class ScriptDescriptor {
         if socket.isListening { return events | (socket.raw.pointee.queue_length > 0 ? pollIn | readNormal : 0) }
         let isFresh = !socket.isConnected && !socket.isConnecting && !socket.isDisconnected
         if isFresh, !socket.cannotReceiveMore { return events | pollOut | writeNormal | pollHangUp }
-        if socket.isConnecting { return events }
+        if socket.isConnecting || isOpening(socket) { return events }
         let atEnd = socket.cannotReceiveMore || socket.isDisconnected
         if atEnd { events |= pollIn | readNormal | readHangUp }
         if socket.receiveAvailable >= Int(max(socket.raw.pointee.rcv.low_water, 1)) { events |= pollIn | readNormal }
@@ -73,6 +73,19 @@ final class ScriptDescriptor {
         if socket.cannotSendMore || hasRoom(socket) { events |= pollOut | writeNormal }
         if socket.state & ALPS_SS_OOB != 0 { events |= pollPriority }
         return events
+    }
+
+    /// Connected as far as its program is concerned, while the SYN with the first data has not been answered.
+    static func isOpening(_ socket: Socket) -> Bool {
+        guard socket.isConnected, !socket.isDisconnected else { return false }
+        let values = information(socket)
+        return values["tcpi_state"] == 2 && values["tcpi_segs_out"] != 0
+    }
+
+    /// TCP_INFO
+    static func information(_ socket: Socket) -> [String: Int64] {
+        let (error, info) = socket.getOption(level: 6, name: 11, capacity: 512)
+        return error == 0 ? TCPInfoFields.values(info) : [:]
     }
 
     /// Linux wants a third of the send buffer free.
@@ -88,11 +101,26 @@ final class ScriptPipe {
     var bytes: [UInt8] = []
 }
 
+/// Files that a script's commands have made: in memory, and seen by this script alone.
+final class ScriptFiles {
+    private var contents: [String: [UInt8]] = [:]
+
+    func create(_ path: String, _ bytes: [UInt8]) { contents[path] = bytes }
+    func remove(_ path: String) { contents[path] = nil }
+
+    /// One of them, or else one that is there. Nil and an errno if it cannot be read.
+    func open(_ path: String, error: inout Int32) -> ScriptFile? {
+        contents[path].map { ScriptFile($0) } ?? ScriptFile(path: path, error: &error)
+    }
+}
+
 /// A file that has been read into memory.
 final class ScriptFile {
     private let bytes: [UInt8]
     var position = 0
     private static let limit = 64 << 20
+
+    init(_ bytes: [UInt8]) { self.bytes = bytes }
 
     /// Nil and an errno if it cannot be read.
     init?(path: String, error: inout Int32) {

@@ -26,6 +26,9 @@ final class ScriptFlow {
     /// The program has written something else than zeros.
     var carriesText = false
 
+    /// A connection of a listener's that no accept has returned.
+    var awaitsAccept: Bool { state == .synReceived || state == .synAckSent }
+
     init(protocolNumber: UInt8) { self.protocolNumber = protocolNumber }
 
     /// A connection begins: it has numbers of its own.

@@ -332,7 +332,10 @@ final class ScriptRunner {
     // MARK: Commands and code
 
     private func command(_ text: String, line: Int) throws {
-        let commands = ShellCommands(stack: stack) { [unowned self] time in try self.wait(until: self.now + time) }
+        let slash = script.path.lastIndex(of: "/")
+        let commands = ShellCommands(
+            stack: stack, files: calls.files, directory: slash.map { String(script.path[..<$0]) } ?? ".",
+            sleep: { [unowned self] time in try self.wait(until: self.now + time) })
         do {
             try commands.run(text)
         } catch let fault as ScriptFault {

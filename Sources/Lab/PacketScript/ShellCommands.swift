@@ -3,25 +3,48 @@ import Kernel
 /// Shell lines of scripts. None is given to a shell: those that set up a stack are understood, the rest is refused.
 struct ShellCommands {
     let stack: ScriptStack
+    let files: ScriptFiles
+    /// Where the script is: relative paths begin here.
+    let directory: String
     /// Waits in virtual time.
     let sleep: (Int64) throws -> Void
+    /// Shell scripts that call each other, at most.
+    private static let deepest = 4
+    private var depth = 0
+
+    init(stack: ScriptStack, files: ScriptFiles, directory: String, sleep: @escaping (Int64) throws -> Void) {
+        self.stack = stack
+        self.files = files
+        self.directory = directory
+        self.sleep = sleep
+    }
 
     /// Programs without an effect on the stack under test.
     private static let harmless: Set<String> = [
         "tc", "ethtool", "true", ":", "sync", "kldload", "kldunload", "nstat", "exit", "set", "echo", "modprobe",
-        "iptables-save", "rm", "/bin/rm", "date", "uname", "ulimit", "export", "cd", "mount",
+        "iptables-save", "date", "uname", "ulimit", "export", "cd", "mount",
     ]
 
     /// Runs all commands of a back-quoted text.
     func run(_ text: String) throws {
         for line in Self.commands(text) {
-            let words = try Self.words(line)
-            guard !words.isEmpty else { continue }
-            try run(words, line)
+            // What stands behind || is for systems on which the command before it fails.
+            var failure: ScriptFault?
+            for alternative in line.split(separator: Self.or) {
+                failure = nil
+                let words = try Self.words(String(alternative))
+                guard !words.isEmpty else { continue }
+                do { try run(words, String(alternative.trimmed)) } catch let fault as ScriptFault { failure = fault }
+                if failure == nil { break }
+            }
+            if let failure { throw failure }
         }
     }
 
-    /// One command a line, `;`, `&&` or `||`; a backslash joins lines.
+    /// Stands between the commands that `||` joins.
+    private static let or: Character = "\u{1}"
+
+    /// One command a line, `;` or `&&`; a backslash joins lines.
     static func commands(_ text: String) -> [String] {
         var commands: [String] = []
         var current = ""
@@ -45,10 +68,13 @@ struct ShellCommands {
             case "\n", ";":
                 commands.append(current)
                 current = ""
-            case "&" where isNext("&"), "|" where isNext("|"):
+            case "&" where isNext("&"):
                 characters = characters.dropFirst()
                 commands.append(current)
                 current = ""
+            case "|" where isNext("|"):
+                characters = characters.dropFirst()
+                current.append(or)
             case "#" where current.last?.isWhitespace ?? true:
                 characters = characters.drop { $0 != "\n" }
             default: current.append(character)
@@ -103,7 +129,9 @@ struct ShellCommands {
         switch name {
         case "sysctl": try sysctl(arguments)
         case "set_sysctls.py", "sysctl_set", "sysctl_set.sh": try assignments(arguments)
-        case "defaults.sh": try SysctlMap.applyLinuxDefaults(to: stack.kernel.tunables)
+        case _ where name.hasSuffix(".sh") && !name.hasPrefix("sysctl_"): try runScript(program, name, line)
+        case "dd": try makeFile(arguments, line)
+        case "rm": for path in arguments where !path.hasPrefix("-") { files.remove(path) }
         case "sleep", "usleep": try wait(arguments, microseconds: name == "usleep")
         case "echo" where words.contains(where: { $0.hasPrefix(">") }): try write(words)
         case "ip": try ip(arguments, line)
@@ -115,15 +143,72 @@ struct ShellCommands {
         }
     }
 
+    /// A shell script beside the packet script: its commands, by the same rules. For Linux's defaults.sh there is a
+    /// stand-in, so that a packet script of that suite can be run without the rest of it.
+    private func runScript(_ program: String, _ name: String, _ line: String) throws {
+        guard let file = find(program) else {
+            if name == "defaults.sh" { return try SysctlMap.applyLinuxDefaults(to: stack.kernel.tunables) }
+            throw ScriptFault.unsupported("command `\(line)`: there is no such file")
+        }
+        guard depth < Self.deepest else { throw ScriptFault.unsupported("\(program): scripts call each other too deep") }
+        if name == "defaults.sh" { try SysctlMap.apply(.linux, to: stack.kernel.tunables) }
+        var inner = self
+        inner.depth += 1
+        do {
+            try inner.run(String(decoding: file.read(1 << 20, from: 0), as: UTF8.self))
+        } catch let fault as ScriptFault {
+            throw ScriptFault(kind: fault.kind, message: "\(program): \(fault.message)")
+        }
+    }
+
+    /// A file by its path from where the script is. Suites are also laid out so that the path counts from another
+    /// directory: then from the next one above that fits.
+    private func find(_ path: String) -> ScriptFile? {
+        var error: Int32 = 0
+        if path.hasPrefix("/") { return ScriptFile(path: path, error: &error) }
+        if let file = ScriptFile(path: directory + "/" + path, error: &error) { return file }
+        var rest = path[...]
+        while rest.hasPrefix("../") || rest.hasPrefix("./") { rest = rest.drop { $0 == "." }.dropFirst() }
+        var above = directory
+        for _ in 0..<Self.farthest {
+            above += "/.."
+            if let file = ScriptFile(path: above + "/" + rest, error: &error) { return file }
+        }
+        return nil
+    }
+
+    /// Directories above a script in which its shell scripts may be.
+    private static let farthest = 4
+
+    /// `dd if=/dev/zero of=PATH bs=N count=N`: a file of zeros that only this script sees.
+    private func makeFile(_ arguments: [String], _ line: String) throws {
+        var values: [Substring: String] = [:]
+        for argument in arguments {
+            let parts = argument.split(separator: "=", maxSplits: 1)
+            if parts.count == 2 { values[parts[0]] = String(parts[1]) }
+        }
+        guard values["if"] == "/dev/zero", let path = values["of"], let count = Int(values["count"] ?? ""),
+            let size = Self.bytes(values["bs"] ?? "512"), count >= 0, size > 0, count <= (64 << 20) / size
+        else { throw ScriptFault.unsupported("command `\(line)` is not understood here, and no shell is run") }
+        files.create(path, [UInt8](repeating: 0, count: count * size))
+    }
+
+    /// A number of bytes as dd(1) has it: 512, 4k, 1M.
+    private static func bytes(_ text: String) -> Int? {
+        let shift = text.last == "k" || text.last == "K" ? 10 : text.last == "M" ? 20 : 0
+        guard let number = Int(shift == 0 ? text[...] : text.dropLast()), number <= 64 << 20 else { return nil }
+        return number << shift
+    }
+
     private func withoutRedirections(_ words: [String]) -> [String] {
         var result: [String] = []
         var skips = false
         for word in words {
             if skips {
                 skips = false
-            } else if word == ">" || word == "2>" || word == ">>" {
+            } else if [">", "2>", ">>", "&>"].contains(word) {
                 skips = true
-            } else if !word.hasPrefix(">"), !word.hasPrefix("2>") {
+            } else if !word.hasPrefix(">"), !word.hasPrefix("2>"), !word.hasPrefix("&>") {
                 result.append(word)
             }
         }
@@ -180,7 +265,9 @@ struct ShellCommands {
         let words = arguments.filter { !$0.hasPrefix("-") }
         switch words.first {
         case "link": try setMTU(words, line)
-        case "tcp_metrics", "neigh": return
+        case "tcp_metrics":
+            if words.contains("flush") { try SysctlMap.forgetCookies(stack.kernel.tunables) }
+        case "neigh": return
         default: throw ScriptFault.unsupported("command `\(line)` is not understood here, and no shell is run")
         }
     }

@@ -96,19 +96,21 @@ enum SysctlMap {
         rule("net.ipv4.tcp_recovery", fixed: ["1"]),
         rule("net.ipv4.tcp_mtu_probing", "net.inet.tcp.pmtud_blackhole_detection", .switched),
         rule("net.ipv4.tcp_stdurg", fixed: ["0"]),
+        rule("net.inet.tcp.insecure_syn net.inet.tcp.insecure_rst net.inet.tcp.insecure_ack", fixed: ["0"]),
         rule("net.ipv4.tcp_abort_on_overflow", fixed: ["0"]),
     ]
 
     /// Without a meaning here, or about what no packet shows. A pattern that ends in "*" stands for all that begin so.
     static let ignored: [String] = [
-        "net.inet.tcp.hostcache.*", "net.inet.tcp.rexmit_slop", "net.inet.tcp.fastopen.*",
-        "net.inet.tcp.functions_*", "net.inet.tcp.rack.*", "net.inet.tcp.cc.*", "net.inet.tcp.syncache.*",
+        "net.inet.tcp.hostcache.*", "net.inet.tcp.rexmit_slop", "net.inet.tcp.fastopen.ccache*",
+        "net.inet.tcp.fastopen.keylen", "net.inet.tcp.fastopen.max*", "net.inet.tcp.fastopen.path_disable_time",
+        "net.inet.tcp.fastopen.psk_enable", "net.inet.tcp.functions_*", "net.inet.tcp.rack.*", "net.inet.tcp.cc.*", "net.inet.tcp.syncache.*",
         "net.inet.tcp.prr*", "net.inet.tcp.newcwd", "net.inet.tcp.lro*", "net.inet.tcp.persmax", "net.inet.tcp.pcap*",
         "net.inet.tcp.log.*", "net.inet.tcp.bb.*", "net.inet.tcp.abc_l_var",
         "net.inet.tcp.nolocaltimewait", "net.inet.tcp.log_debug", "net.inet.tcp.syncookies_only",
         "net.inet.tcp.udp_tunneling_port", "net.inet.tcp.recvbuf_*", "net.inet.tcp.sendbuf_*", "net.inet.tcp.do_*",
         "net.inet.tcp.v6*", "net.inet6.*", "net.inet.tcp.rfc6675_pipe", "net.inet.tcp.rfc3042", "net.inet.tcp.rfc3390",
-        "net.inet.tcp.icmp_may_rst", "net.inet.tcp.insecure_*", "net.inet.tcp.ts_offset_per_conn",
+        "net.inet.tcp.ts_offset_per_conn",
         "net.ipv4.tcp_no_metrics_save", "net.ipv4.tcp_no_ssthresh_metrics_save", "net.ipv4.tcp_pacing_*",
         "net.ipv4.tcp_fack", "net.ipv4.tcp_reordering", "net.ipv4.tcp_max_reordering", "net.ipv4.tcp_tso_win_divisor",
         "net.ipv4.tcp_min_tso_segs", "net.ipv4.tcp_tso_rtt_log", "net.ipv4.tcp_limit_output_bytes",
@@ -132,11 +134,11 @@ enum SysctlMap {
     }
 
     /// Linux's one number for Fast Open: 1 for clients, 2 for listeners that ask for it, 4 for clients and 0x200 for
-    /// listeners without cookies, 0x400 for all listeners.
+    /// listeners without cookies, 0x400 for all listeners. Further bits mean nothing to today's kernels either.
     private static func setFastOpen(_ value: String, _ tunables: TunableRegistry) throws {
         let bits = value.hasPrefix("0x") ? Int64(value.dropFirst(2), radix: 16) : Int64(value)
-        guard let bits, bits & ~0x607 == 0 else {
-            throw ScriptFault.unsupported("sysctl net.ipv4.tcp_fastopen=\(value): only the bits 0x607 have a meaning")
+        guard let bits else {
+            throw ScriptFault.syntax("sysctl net.ipv4.tcp_fastopen=\(value): expected a number")
         }
         try store("net.inet.tcp.fastopen.client_enable", bits & 1 != 0 ? "1" : "0", tunables)
         try store("net.inet.tcp.fastopen.server_enable", bits & 2 != 0 ? "1" : "0", tunables)
@@ -156,9 +158,17 @@ enum SysctlMap {
         }
     }
 
+    /// What clients know of their servers goes.
+    static func forgetCookies(_ tunables: TunableRegistry) throws {
+        let name = "net.inet.tcp.fastopen.generation"
+        if let tunable = tunables.get(name) { try store(name, String(tunable.value + 1), tunables) }
+    }
+
     /// Sets what `name=value` asks for. Throws a clear line if it cannot be had.
     static func set(_ name: String, _ value: String, in tunables: TunableRegistry) throws {
         let name = name.replacingOccurrences(of: "/", with: ".")
+        // FreeBSD forgets its cookies with it.
+        if name == "net.inet.tcp.fastopen.client_enable", value == "0" { try forgetCookies(tunables) }
         if name == "net.ipv4.tcp_fastopen" { return try setFastOpen(value, tunables) }
         if name == "net.ipv4.tcp_fastopen_key" { return try setFastOpenKey(value, tunables) }
         guard let rule = rules.first(where: { $0.names.contains(name) }) else {
@@ -254,7 +264,8 @@ enum SysctlMap {
                 ("kern.ipc.recvspace", "540000"), ("kern.ipc.sendspace", "262144"),
                 ("net.inet.tcp.recvbuf_max", "15728640"), ("net.inet.tcp.rexmit_min", "200ms"),
                 ("net.inet.tcp.option_order", "0"), ("net.inet.tcp.newcwv", "0"),
-                ("net.inet.tcp.syn_linear_timeouts", "4"),
+                ("net.inet.tcp.syn_linear_timeouts", "4"), ("net.inet.tcp.delay_fin_ack", "1"),
+                ("net.inet.tcp.reset_window", "1"),
             ]
         case .bsd:
             settings = [
@@ -265,6 +276,7 @@ enum SysctlMap {
                 ("net.inet.tcp.ecn.maxretries", "1"), ("net.inet.tcp.whole_segment_buffers", "1"),
                 ("net.inet.tcp.keepinit", "75s"), ("net.inet.tcp.ecn.option", "0"),
                 ("net.inet.tcp.ecn.control_packets", "0"), ("net.inet.tcp.quickacks", "0"),
+                ("net.inet.tcp.icmp_as_bsd", "1"), ("net.inet.tcp.ecn.ack_marks", "0"),
             ]
         }
         for (name, value) in settings where tunables.get(name) != nil { try store(name, value, tunables) }

@@ -224,8 +224,8 @@ extension SystemCalls {
             if arguments.list.count > 4 { transfer.address = try arguments.address(4) }
         }
         if transfer.data.contains(where: { $0 != 0 }) { descriptor.flow?.carriesText = true }
-        var written = 0
-        var call = SystemCall { [self] in try writeOnce(descriptor, transfer, &written) }
+        var progress = WriteProgress()
+        var call = SystemCall { [self] in try writeOnce(descriptor, transfer, &progress) }
         if let socket = descriptor.socket, let limit = timeout(socket, 21) {
             call.deadline = now + limit
             call.late = .error(11)
@@ -233,20 +233,51 @@ extension SystemCalls {
         return call
     }
 
+    /// How far a call that writes has come.
+    struct WriteProgress {
+        var written = 0
+        /// It has begun to connect.
+        var opens = false
+        /// All has been written, and it waits for the connection.
+        var isDone = false
+    }
+
     func writeOnce(
-        _ descriptor: ScriptDescriptor, _ transfer: Transfer, _ written: inout Int
+        _ descriptor: ScriptDescriptor, _ transfer: Transfer, _ progress: inout WriteProgress
     ) throws -> SystemCall.Outcome {
+        var transfer = transfer
         switch descriptor.kind {
         case .socket(let socket, let flow):
             guard !transfer.isNull || transfer.count == 0 else { return .error(14) }
-            if transfer.flags & Message.fastOpen != 0, socket.isStream, !socket.isConnected {
-                let status = socket.isConnecting ? 115 : openFast(socket, flow, transfer.address)
-                if status == 115, !descriptor.isNonBlocking { return .blocks }
-                if status != 0 { return .error(status) }
-            }
             guard socket.isStream else { return sendDatagram(socket, flow, transfer) }
             let waits = !descriptor.isNonBlocking && transfer.flags & Message.dontWait == 0
-            return writeStream(socket, transfer, waits, &written)
+            if progress.isDone {
+                if socket.pendingError != 0 { return .error(socket.takeError()) }
+                return isOpening(socket) ? .blocks : .value(Int64(progress.written))
+            }
+            if transfer.flags & Message.fastOpen != 0, !progress.opens, socket.isConnecting || isOpening(socket) {
+                return .error(114)
+            }
+            if transfer.flags & Message.fastOpen != 0, !socket.isConnected {
+                let status = socket.isConnecting ? 115 : openFast(socket, flow, transfer.address)
+                progress.opens = true
+                if status == 115, waits { return .blocks }
+                if status != 0 { return .error(status) }
+                // Nothing to write: a SYN with the cookie alone.
+                if transfer.count == 0 {
+                    socket.sendCommit(0)
+                    return .error(115)
+                }
+            }
+            let isOpening = isOpening(socket)
+            if isOpening, progress.written == 0 { return waits ? .blocks : .error(11) }
+            // A call that does not wait returns with what the SYN takes.
+            if !waits, let room = synRoom(socket) { transfer.data = Array(transfer.data.prefix(room)) }
+            let queues = try connectsByItself(socket, flow, transfer.address)
+            let outcome = writeStream(socket, transfer, waits, queues, &progress.written)
+            guard waits, !queues, case .value = outcome, self.isOpening(socket) else { return outcome }
+            progress.isDone = true
+            return .blocks
         case .pipe(let pipe, false):
             pipe.bytes += transfer.data
             return .value(Int64(transfer.count))
@@ -256,6 +287,7 @@ extension SystemCalls {
 
     /// MSG_FASTOPEN: connect that may wait for the data.
     private func openFast(_ socket: Socket, _ flow: ScriptFlow, _ address: CallAddress) -> Int32 {
+        if stack.kernel.tunables.get("net.inet.tcp.fastopen.client_enable")?.value == 0 { return 95 }
         var wanted = LivePacket.Endpoint(address: options.remoteAddress, port: options.connectPort)
         switch address {
         case .default: break
@@ -268,15 +300,37 @@ extension SystemCalls {
         return status
     }
 
+    /// What fits into a SYN that waits for the first data: the segment size until the connection is there.
+    private func synRoom(_ socket: Socket) -> Int? {
+        let values = ScriptDescriptor.information(socket)
+        guard values["tcpi_state"] == 2, values["tcpi_segs_out"] == 0, let room = values["tcpi_snd_mss"] else { return nil }
+        return Int(room)
+    }
+
+    /// The SYN is on its way with data, and the program that has written them need not know of it yet.
+    private func isOpening(_ socket: Socket) -> Bool { ScriptDescriptor.isOpening(socket) }
+
+    /// BSD's way to open with data: sendto an address with TCP_FASTOPEN set. True: what is written waits for the
+    /// connection.
+    private func connectsByItself(_ socket: Socket, _ flow: ScriptFlow, _ address: CallAddress) throws -> Bool {
+        if case .none = address { return false }
+        guard socket.isStream, !socket.isConnected, !socket.isConnecting, !socket.isListening else { return false }
+        let (error, value) = socket.getOption(level: 6, name: 23, capacity: 4)
+        guard error == 0, value.contains(where: { $0 != 0 }) else { return false }
+        let status = openFast(socket, flow, address)
+        guard status == 0 || status == 115 else { throw ScriptFault.mismatch("it does not connect: errno \(status)") }
+        return true
+    }
+
     private func writeStream(
-        _ socket: Socket, _ transfer: Transfer, _ waits: Bool, _ written: inout Int
+        _ socket: Socket, _ transfer: Transfer, _ waits: Bool, _ queues: Bool, _ written: inout Int
     ) -> SystemCall.Outcome {
         var flags: UInt32 = 0
         if transfer.flags & Message.more != 0 { flags |= ALPS_SENT_MORE }
         if transfer.flags & Message.outOfBand != 0 { flags |= ALPS_SENT_OOB }
         while written < transfer.data.count || transfer.data.isEmpty {
             let result = transfer.data.withUnsafeBytes {
-                socket.write(UnsafeRawBufferPointer(rebasing: $0[written...]), flags: flags)
+                socket.write(UnsafeRawBufferPointer(rebasing: $0[written...]), flags: flags, queues: queues)
             }
             if result >= 0 {
                 written += result
@@ -361,8 +415,8 @@ extension SystemCalls {
         transfer.data = bytes
         transfer.count = bytes.count
         transfer.flags = Message.dontWait
-        var written = 0
-        let outcome = try writeOnce(to, transfer, &written)
+        var progress = WriteProgress()
+        let outcome = try writeOnce(to, transfer, &progress)
         return outcome == .error(11) && !to.isNonBlocking ? .blocks : outcome
     }
 
@@ -375,7 +429,7 @@ extension SystemCalls {
         var file: ScriptFile?
         var call = SystemCall { [self] in
             var error: Int32 = 0
-            file = ScriptFile(path: path, error: &error)
+            file = files.open(path, error: &error)
             return file == nil ? .error(error) : .value(lowestFree)
         }
         call.returnsDescriptor = true

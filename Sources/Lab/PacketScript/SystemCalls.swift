@@ -10,6 +10,8 @@ final class SystemCalls {
     var flow: ScriptFlow?
     /// Flows by what made them, to find the one that accept returns.
     var flows: [ScriptFlow] = []
+    /// What its commands have made.
+    let files = ScriptFiles()
 
     init(_ stack: ScriptStack, _ options: PacketScriptOptions) {
         self.stack = stack
@@ -178,7 +180,7 @@ final class SystemCalls {
 
     private func accept(_ arguments: CallArguments, _ result: ScriptExpression) throws -> SystemCall {
         try arguments.expect(3...4)
-        let (descriptor, socket, _) = try socket(arguments)
+        let (descriptor, socket, listener) = try socket(arguments)
         let flags = arguments.list.count == 4 ? try arguments.int32(3) : 0
         var made: Socket?
         var call = SystemCall { [self] in
@@ -190,12 +192,19 @@ final class SystemCalls {
             guard let made else { return }
             let remote = made.remoteAddress.endpoint
             let local = made.localAddress.endpoint
-            let known = flows.last { $0.protocolNumber == 6 && $0.remote == remote && $0.local.port == local.port }
+            // One that has been reset already does not know its peer any more: the first that waits to be accepted.
+            let known =
+                remote.port != 0
+                ? flows.last { $0.protocolNumber == 6 && $0.remote == remote && $0.local.port == local.port }
+                : flows.first { $0.protocolNumber == 6 && $0.awaitsAccept && $0.local.port == listener.local.port }
             let flow = known ?? ScriptFlow(protocolNumber: 6)
             if known == nil { flows.append(flow) }
-            flow.remote = remote
-            flow.local = local
+            if remote.port != 0 {
+                flow.remote = remote
+                flow.local = local
+            }
             flow.state = .accepted
+            self.flow = flow
             try add(.socket(made, flow), as: result, nonBlocking: flags & Self.nonBlocking != 0)
         }
         return call

@@ -230,9 +230,9 @@ package final class PacketdrillStack {
         transfer.flags = flags
         if let address { transfer.address = .given((address.family, address.endpoint)) }
         let asked = transfer
-        var written = 0
+        var progress = SystemCalls.WriteProgress()
         return call(limit: limit(number, 21), late: .error(EAGAIN)) { [self] in
-            try calls.writeOnce(try find(number), asked, &written)
+            try calls.writeOnce(try find(number), asked, &progress)
         }
     }
 

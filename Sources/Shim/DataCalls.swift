@@ -326,8 +326,11 @@ public func shimWrite(_ descriptor: Int32, _ buffer: UnsafeRawPointer?, _ count:
     switch kind(of: descriptor) {
     case .native, .unknown: return real.write.unsafelyUnwrapped(descriptor, buffer, count)
     case .stream:
-        if hasRing(descriptor), count > 0 { return sendThroughRing(descriptor, buffer: buffer, count, 0) }
+        if count > 0, hasRing(descriptor) || !beginPairWrite(descriptor) {
+            return sendThroughRing(descriptor, buffer: buffer, count, 0)
+        }
         let sent = real.write.unsafelyUnwrapped(descriptor, buffer, count)
+        if count > 0 { endPairWrite(descriptor) }
         noteWritten(descriptor, sent)
         return sent >= 0 ? sent : finishWrite(descriptor)
     case .datagram, .connectedDatagram:
@@ -352,10 +355,10 @@ public func shimWritev(_ descriptor: Int32, _ vector: UnsafePointer<iovec>?, _ c
     switch kind(of: descriptor) {
     case .native, .unknown: return real.writev.unsafelyUnwrapped(descriptor, vector, count)
     case .stream:
-        if hasRing(descriptor), let vector, (1...1024).contains(count) {
-            return sendThroughRing(descriptor, vector, Int(count), 0)
-        }
+        guard let vector, (1...1024).contains(count) else { return real.writev.unsafelyUnwrapped(descriptor, vector, count) }
+        if hasRing(descriptor) || !beginPairWrite(descriptor) { return sendThroughRing(descriptor, vector, Int(count), 0) }
         let sent = real.writev.unsafelyUnwrapped(descriptor, vector, count)
+        endPairWrite(descriptor)
         noteWritten(descriptor, sent)
         return sent >= 0 ? sent : finishWrite(descriptor)
     case .datagram, .connectedDatagram:
@@ -394,8 +397,11 @@ public func shimSendto(
         return real.sendto.unsafelyUnwrapped(descriptor, buffer, count, flags, address, length)
     case .stream:
         if flags & Int32(MSG_OOB) != 0 { return sendUrgent(descriptor, buffer, count, flags) }
-        if hasRing(descriptor), count > 0 { return sendThroughRing(descriptor, buffer: buffer, count, flags) }
+        if count > 0, hasRing(descriptor) || !beginPairWrite(descriptor) {
+            return sendThroughRing(descriptor, buffer: buffer, count, flags)
+        }
         let sent = real.sendto.unsafelyUnwrapped(descriptor, buffer, count, flags, nil, 0)
+        if count > 0 { endPairWrite(descriptor) }
         noteWritten(descriptor, sent)
         return sent >= 0 ? sent : finishWrite(descriptor)
     case .datagram, .connectedDatagram:
@@ -435,11 +441,17 @@ public func shimSendmsg(_ descriptor: Int32, _ message: UnsafePointer<msghdr>?, 
         inner.msg_control = nil
         inner.msg_controllen = 0
         if flags & Int32(MSG_OOB) != 0 { return sendUrgent(descriptor, inner, flags) }
-        if hasRing(descriptor), let parts = inner.msg_iov, (1...1024).contains(inner.msg_iovlen) {
-            return sendThroughRing(descriptor, parts, inner.msg_iovlen, flags)
+        var sent = -1
+        if let parts = inner.msg_iov, (1...1024).contains(inner.msg_iovlen) {
+            if hasRing(descriptor) || !beginPairWrite(descriptor) {
+                return sendThroughRing(descriptor, parts, inner.msg_iovlen, flags)
+            }
+            sent = real.sendmsg.unsafelyUnwrapped(descriptor, &inner, flags)
+            endPairWrite(descriptor)
+            noteWritten(descriptor, sent)
+        } else {
+            sent = real.sendmsg.unsafelyUnwrapped(descriptor, &inner, flags)
         }
-        let sent = real.sendmsg.unsafelyUnwrapped(descriptor, &inner, flags)
-        noteWritten(descriptor, sent)
         return sent >= 0 ? sent : finishWrite(descriptor)
     case .datagram, .connectedDatagram:
         guard let found = entry(of: descriptor) else { return fail(EBADF) }
@@ -474,7 +486,7 @@ public func shimSendmmsg(
         let message = messages[Int(done)].msg_hdr
         done += 1
         // What would follow has to come behind the rest of this one, which is the caller's to send.
-        if kind == .stream, sent < Vector(message.msg_iov, message.msg_iovlen).total { break }
+        if kind == .stream, let parts = message.msg_iov, sent < Vector(parts, message.msg_iovlen).total { break }
     }
     return done > 0 ? Int32(done) : count == 0 ? 0 : -1
 }

@@ -1,4 +1,5 @@
 import CLibc
+import ClientAPI
 import ShimEntry
 
 // Readiness is the pair's, so epoll is the kernel's business, but for a stream that is connected again after a failure: its
@@ -32,7 +33,7 @@ public func shimEpollControl(
         kind(of: descriptor) == .stream, hasRing(descriptor)
     {
         // The byte in the pair that makes a ring readable is one edge, however much follows it.
-        returnToPair(descriptor, forGood: false)
+        returnToPair(descriptor, ALPS_RING_RECEIVE, forGood: false)
     }
     let result = alps_sys_epoll_ctl(epoll, operation, descriptor, event)
     guard result == 0, let found = entry(of: descriptor), found.pointee.isStream || found.pointee.isPacket else { return result }

@@ -149,6 +149,7 @@ func copyEntry(from: Int32, to: Int32) {
         fileTable.highest = max(fileTable.highest, UInt32(to))
         dropRing(target)
         target.pointee = source.pointee
+        target.pointee.ringState &= Entry.copied
         shareRing(target)
     } else {
         clearEntry(to)

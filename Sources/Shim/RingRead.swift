@@ -59,7 +59,12 @@ func receiveThroughRing(_ descriptor: Int32, _ parts: UnsafePointer<iovec>, _ co
             done += got
             if done == wanted || flags & Int32(MSG_WAITALL) == 0 || flags & Int32(MSG_PEEK) != 0 { return done }
         case .failed: return done > 0 ? done : finishRead(descriptor, -1)
-        case .closed: return receiveRest(descriptor, &vector, done, wanted, flags)
+        case .closed:
+            if done == 0, flags == 0, kind(of: descriptor) == .unknown {
+                // Not the socket any more.
+                return real.readv.unsafelyUnwrapped(descriptor, parts, Int32(count))
+            }
+            return receiveRest(descriptor, &vector, done, wanted, flags)
         case .nothing:
             if hasEnded { return done > 0 ? done : finishRead(descriptor, 0) }
             // The next byte comes through the pair: waiting for it, time-outs, signals and cancellation are the kernel's.

@@ -26,7 +26,16 @@ func sendThroughRing(_ descriptor: Int32, _ parts: UnsafePointer<iovec>, _ count
             case .bytes(let put):
                 done += put
                 continue
-            case .closed: return sendRest(descriptor, &vector, done, wanted, flags)
+            case .closed:
+                guard beginPairWriteBesideRing(descriptor) else { continue }
+                if done == 0, flags == 0, kind(of: descriptor) == .unknown {
+                    // Not the socket any more.
+                    return real.writev.unsafelyUnwrapped(descriptor, parts, Int32(count))
+                }
+                let sent = sendRest(descriptor, &vector, done, wanted, flags)
+                endPairWrite(descriptor)
+                noteWritten(descriptor, sent - done)
+                return sent
             case .full: room = min(room, Int(ALPS_RING_PAIR_CHUNK))
             }
         } else {
@@ -58,7 +67,6 @@ private func sendRest(_ descriptor: Int32, _ vector: inout Vector, _ done: Int, 
         let piece = vector.take(wanted - done)
         let sent = real.sendto.unsafelyUnwrapped(descriptor, piece.baseAddress, piece.count, flags, nil, 0)
         guard sent >= 0 else { return done > 0 ? done : finishWrite(descriptor) }
-        noteWritten(descriptor, sent)
         done += sent
         if sent < piece.count { return done }
     }
@@ -186,7 +194,7 @@ private func putLocked(
 
 // MARK: - sendfile
 
-/// sendfile(2) into a ring: the file is read to where it goes from. -2: the pair is the way.
+/// sendfile(2) into a ring: the file is read to where it goes from.
 @inline(never)
 func sendFileThroughRing(_ target: Int32, _ source: Int32, _ offset: UnsafeMutablePointer<off_t>?, _ count: Int) -> Int {
     var position = offset?.pointee ?? 0
@@ -200,19 +208,21 @@ func sendFileThroughRing(_ target: Int32, _ source: Int32, _ offset: UnsafeMutab
     }
     defer { if done > 0 { offset?.pointee = position } }
     while done < count, !hasEnded {
-        // Opened anew meanwhile, if something has been sent.
-        if isOpening(target) { return done > 0 ? done : -2 }
+        let isOpening = isOpening(target)
         let before = alps_errno()
         alps_set_errno(0)
-        let outcome = putIntoRing(target, count - done, read)
+        let outcome = isOpening ? .full : putIntoRing(target, count - done, read)
         switch outcome {
         case .closed:
-            guard done > 0 else { return -2 }
             // The kernel moves the rest.
+            guard beginPairWriteBesideRing(target) else { continue }
             let more = withUnsafeMutablePointer(to: &position) {
                 real.sendfile.unsafelyUnwrapped(target, source, offset == nil ? nil : $0, count - done)
             }
-            return done + max(more, 0)
+            endPairWrite(target)
+            noteWritten(target, more)
+            done += max(more, 0)
+            return done > 0 || more == 0 ? done : finishWrite(target)
         case .bytes(let put):
             if put == 0 {
                 if done == 0, alps_errno() != 0 { return -1 }
@@ -225,7 +235,7 @@ func sendFileThroughRing(_ target: Int32, _ source: Int32, _ offset: UnsafeMutab
             alps_set_errno(before)
             var chunk = [2240 of UInt8](repeating: 0)
             let sent = withUnsafeMutableBytes(of: &chunk) { chunk in
-                let got = read(chunk.baseAddress.unsafelyUnwrapped, min(count - done, chunk.count))
+                let got = read(chunk.baseAddress.unsafelyUnwrapped, min(count - done, isOpening ? 64 : chunk.count))
                 guard got > 0 else { return got }
                 let sent = sendIntoPair(target, UnsafeMutableRawBufferPointer(rebasing: chunk[..<got]), 0)
                 // What was not sent has not been read.

@@ -214,6 +214,8 @@ public func shimShutdown(_ descriptor: Int32, _ how: Int32) -> Int32 {
     ensureReady()
     guard let found = stackSocket(descriptor) else { return real.shutdown.unsafelyUnwrapped(descriptor, how) }
     guard how >= 0, how <= 2 else { return fail(EINVAL) }
+    // The pair refuses what is written afterwards; the ring would take it.
+    if found.pointee.ring != 0, how != Int32(SHUT_RD) { returnToPair(descriptor, ALPS_RING_SEND, forGood: false) }
     if found.pointee.kind == .stream, how == Int32(SHUT_WR), found.pointee.state & Entry.connecting == 0 {
         // The host sees it in the pair, after all that was written.
         return real.shutdown.unsafelyUnwrapped(descriptor, how)

@@ -47,6 +47,10 @@ extension Entry {
     static var opensWriting: UInt32 { 2 }
     /// A thread is asking for a ring.
     static var opensRing: UInt32 { 4 }
+    /// What a number that is duplicated has of these.
+    static var copied: UInt32 { inBandForGood | opensWriting }
+    /// In the upper bits: writes to the pair that are under way.
+    static var writer: UInt32 { 256 }
 
     func has(_ state: UInt32) -> Bool { ringState & state != 0 }
 }
@@ -126,10 +130,72 @@ private func openRing(_ descriptor: Int32, _ found: EntryPointer, _ direction: U
     let before = set(found, Entry.opensRing)
     if before & Entry.opensRing == 0 {
         alps_count_word(&openings)
-        if before & Entry.inBandForGood == 0 { askForRing(descriptor, found, direction) }
+        let handle = found.pointee.handle
+        forEachNumber(of: handle) { set($0, Entry.opensRing) }
+        if before & Entry.inBandForGood == 0, direction != ALPS_RING_SEND || writersHaveLeft(handle) {
+            askForRing(descriptor, found, direction)
+        }
+        forEachNumber(of: handle) { _ = alps_clear_bits(&$0.pointee.ringState, Entry.opensRing) }
         _ = alps_clear_bits(&found.pointee.ringState, Entry.opensRing)
     }
     alps_restore_signals(&mask)
+}
+
+private func forEachNumber(of handle: UInt64, _ body: (EntryPointer) -> Void) {
+    guard let entries = fileTable.entries else { return }
+    for each in 0...Int(fileTable.highest) where entries[each].handle == handle && entries[each].kind == .stream {
+        body(entries + each)
+    }
+}
+
+/// What a thread goes on to write into the pair must not be overtaken by what it writes into the ring next. New writes wait.
+private func writersHaveLeft(_ handle: UInt64) -> Bool {
+    for _ in 0..<1000 {
+        var isWritten = false
+        forEachNumber(of: handle) { if $0.pointee.ringState >= Entry.writer { isWritten = true } }
+        if !isWritten { return true }
+        alps_sys_yield()
+    }
+    return false
+}
+
+/// Before a write to the pair. False: there is a ring by now, or was for a while.
+@inline(__always)
+func beginPairWrite(_ descriptor: Int32) -> Bool {
+    let found = fileTable.entries.unsafelyUnwrapped + Int(descriptor)
+    let before = alps_add_word(&found.pointee.ringState, Entry.writer)
+    if before & Entry.opensRing == 0, found.pointee.ring == 0 { return true }
+    return giveWay(found)
+}
+
+@inline(__always)
+func endPairWrite(_ descriptor: Int32) {
+    let found = fileTable.entries.unsafelyUnwrapped + Int(descriptor)
+    // Closed meanwhile, and anew: nothing was counted.
+    if found.pointee.ringState >= Entry.writer { _ = alps_add_word(&found.pointee.ringState, 0 &- Entry.writer) }
+}
+
+@inline(never)
+private func giveWay(_ found: EntryPointer) -> Bool {
+    _ = alps_add_word(&found.pointee.ringState, 0 &- Entry.writer)
+    while found.pointee.has(Entry.opensRing) { alps_sys_yield() }
+    return false
+}
+
+/// The same for a stream whose ring was found closed.
+func beginPairWriteBesideRing(_ descriptor: Int32) -> Bool {
+    guard let found = entry(of: descriptor), found.pointee.kind == .stream else { return true }
+    let before = alps_add_word(&found.pointee.ringState, Entry.writer)
+    if before & Entry.opensRing != 0 { return giveWay(found) }
+    var isOpen = false
+    var mask = sigset_t()
+    alps_block_signals(&mask)
+    if let ring = beginUse(found) {
+        isOpen = alps_load_word(&ring.pointee.page.unsafelyUnwrapped.pointee.closed) & ALPS_RING_SEND == 0
+        endUse(ring)
+    }
+    alps_restore_signals(&mask)
+    return isOpen ? giveWay(found) : true
 }
 
 private func askForRing(_ descriptor: Int32, _ found: EntryPointer, _ direction: UInt32) {
@@ -367,18 +433,18 @@ private func wakeHost(_ descriptor: Int32) {
 
 // MARK: - back to the pair
 
-/// The host carries all of this stream in its pair again. `forGood`: for ever, whoever holds it.
+/// The host carries these directions of a stream in its pair again. `forGood`: for ever, whoever holds it.
 @inline(never)
-func returnToPair(_ descriptor: Int32, forGood: Bool) {
+func returnToPair(_ descriptor: Int32, _ directions: UInt32 = ALPS_RING_RECEIVE | ALPS_RING_SEND, forGood: Bool) {
     guard let found = entry(of: descriptor), found.pointee.kind == .stream || found.pointee.kind == .freshStream else { return }
     let error = alps_errno()
-    if cookie(of: descriptor) == found.pointee.cookie { returnToPair(found, descriptor, forGood: forGood) }
+    if cookie(of: descriptor) == found.pointee.cookie { returnToPair(found, descriptor, directions, forGood: forGood) }
     alps_set_errno(error)
 }
 
 /// `descriptor`: a number of this process, which may be a child that has the entry's memory but descriptors of its own.
-private func returnToPair(_ found: EntryPointer, _ descriptor: Int32, forGood: Bool) {
-    var directions = ALPS_RING_RECEIVE | ALPS_RING_SEND
+private func returnToPair(_ found: EntryPointer, _ descriptor: Int32, _ directions: UInt32, forGood: Bool) {
+    var directions = directions
     var isNew = false
     if forGood {
         isNew = set(found, Entry.inBandForGood) & Entry.inBandForGood == 0
@@ -393,9 +459,11 @@ private func returnToPair(_ found: EntryPointer, _ descriptor: Int32, forGood: B
         let reads = lock(&page.pointee.read_lock)
         let writes = lock(&page.pointee.write_lock)
         _ = ask(ALPS_OP_STREAM_PAIR, about: found, &directions, 4)
-        _ = alps_clear_bits(&found.pointee.ringState, Entry.opensWriting)
-        var room = Int32(ALPS_RING_PAIR_SNDBUF_INBAND)
-        _ = alps_sys_setsockopt(descriptor, SOL_SOCKET, SO_SNDBUF, &room, 4)
+        if directions & ALPS_RING_SEND != 0 {
+            _ = alps_clear_bits(&found.pointee.ringState, Entry.opensWriting)
+            var room = Int32(ALPS_RING_PAIR_SNDBUF_INBAND)
+            _ = alps_sys_setsockopt(descriptor, SOL_SOCKET, SO_SNDBUF, &room, 4)
+        }
         if writes { unlock(&page.pointee.write_lock) }
         if reads { unlock(&page.pointee.read_lock) }
         endUse(ring)
@@ -437,7 +505,7 @@ func returnAllToPairs(inheritedOnly: Bool) {
         let cookie = cookie(of: descriptor)
         guard cookie != 0 else { continue }
         for index in 0...Int(fileTable.highest) where entries[index].cookie == cookie && entries[index].kind == .stream {
-            returnToPair(entries + index, descriptor, forGood: true)
+            returnToPair(entries + index, descriptor, ALPS_RING_RECEIVE | ALPS_RING_SEND, forGood: true)
         }
     }
     alps_set_errno(error)

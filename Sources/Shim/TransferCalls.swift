@@ -42,13 +42,12 @@ public func shimSendfile(
     ensureReady()
     switch way(target) {
     case .kernel:
-        if kind(of: target) == .stream, hasRing(target) {
-            let sent = sendFileThroughRing(target, source, offset, count)
-            if sent != -2 { return sent }
-        }
+        guard kind(of: target) == .stream else { return real.sendfile.unsafelyUnwrapped(target, source, offset, count) }
+        if hasRing(target) || !beginPairWrite(target) { return sendFileThroughRing(target, source, offset, count) }
         let sent = real.sendfile.unsafelyUnwrapped(target, source, offset, count)
-        if kind(of: target) == .stream { noteWritten(target, sent) }
-        return sent >= 0 || kind(of: target) != .stream ? sent : finishWrite(target)
+        endPairWrite(target)
+        noteWritten(target, sent)
+        return sent >= 0 ? sent : finishWrite(target)
     case .refused: return brokenPipe(0)
     case .memory: return sendFileAsDatagrams(target, source, offset, count)
     }
@@ -190,8 +189,14 @@ public func shimPwritev2(
     _ descriptor: Int32, _ vector: UnsafePointer<iovec>?, _ count: Int32, _ offset: off_t, _ flags: Int32
 ) -> Int {
     ensureReady()
-    if offset == -1, kind(of: descriptor) == .stream, hasRing(descriptor), let vector, (1...1024).contains(count) {
-        return sendThroughRing(descriptor, vector, Int(count), flags & noWait != 0 ? Int32(MSG_DONTWAIT) : 0)
+    if offset == -1, kind(of: descriptor) == .stream, let vector, (1...1024).contains(count) {
+        if hasRing(descriptor) || !beginPairWrite(descriptor) {
+            return sendThroughRing(descriptor, vector, Int(count), flags & noWait != 0 ? Int32(MSG_DONTWAIT) : 0)
+        }
+        let sent = real.pwritev2.unsafelyUnwrapped(descriptor, vector, count, offset, flags)
+        endPairWrite(descriptor)
+        noteWritten(descriptor, sent)
+        return sent >= 0 ? sent : finishWrite(descriptor)
     }
     guard offset == -1, case .memory = way(descriptor) else {
         let sent = real.pwritev2.unsafelyUnwrapped(descriptor, vector, count, offset, flags)

@@ -187,6 +187,9 @@ static inline uint32_t alps_set_bits(volatile void *word, uint32_t bits) {
 static inline uint32_t alps_clear_bits(volatile void *word, uint32_t bits) {
     return __atomic_fetch_and((volatile uint32_t *)word, ~bits, __ATOMIC_SEQ_CST);
 }
+static inline uint32_t alps_add_word(volatile void *word, uint32_t value) {
+    return __atomic_fetch_add((volatile uint32_t *)word, value, __ATOMIC_SEQ_CST);
+}
 static inline void alps_count_word(volatile void *word) { __atomic_fetch_add((volatile uint32_t *)word, 1, __ATOMIC_SEQ_CST); }
 static inline void alps_pause(void) {
 #if defined(__x86_64__)

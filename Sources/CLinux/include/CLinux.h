@@ -123,6 +123,12 @@ static inline ssize_t alps_receive_with_fd(int socket, void *bytes, size_t lengt
     return got;
 }
 
+/// Memory of what has been written to a UNIX socket and not been read at its other end, bytes.
+static inline int alps_bytes_not_taken(int socket) {
+    int count = 0;
+    return ioctl(socket, TIOCOUTQ, &count) == 0 ? count : 0;
+}
+
 /// Bytes waiting to be read.
 static inline int alps_bytes_waiting(int socket) {
     int count = 0;

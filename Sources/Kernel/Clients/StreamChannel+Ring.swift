@@ -249,6 +249,21 @@ extension StreamChannel {
         return head >= ring.receiveInband && head == socket.raw.pointee.rcv.head
     }
 
+    /// The byte that stands for what is in the ring has been read from the pair, and the ring has not been touched since: by
+    /// code that knows nothing of it, and would wait for ever.
+    private func returnIfReadWithoutRing(_ socket: Socket, _ ring: RingWords) {
+        func isReadWithoutRing() -> Bool {
+            ring.receiveHead == socket.raw.pointee.rcv.head && ring.receiveInband > socket.raw.pointee.rcv.head
+                && alps_bytes_not_taken(descriptor) == 0
+        }
+        guard isOpen, isReadWithoutRing(), ring.tryLockReading() else { return }
+        if isReadWithoutRing() {
+            staysInBand = true
+            closeRing(socket, ALPS_RING_RECEIVE)
+        }
+        ring.unlockReading()
+    }
+
     // MARK: Watching
 
     func watchRing() {
@@ -298,6 +313,7 @@ extension StreamChannel {
 
     /// Nothing has moved for a while: an idle ring keeps no memory.
     func releasePages(_ socket: Socket) {
+        if let words, isActive(ALPS_RING_RECEIVE), socket.receiveAvailable > 0 { returnIfReadWithoutRing(socket, words) }
         let (receive, send) = (socket.raw.pointee.rcv, socket.raw.pointee.snd)
         // A reader or writer that is in the middle of a copy holds its lock.
         guard let ring, receive.head == receive.tail, send.head == send.tail, socket.idle.placedEnd <= receive.tail,

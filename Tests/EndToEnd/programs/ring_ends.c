@@ -309,7 +309,6 @@ static void past_the_shim(int reading, int writing, int by_function) {
 }
 static void by_number(void) { past_the_shim(1, 1, 1); }
 static void raw_reads(void) { past_the_shim(1, 0, 0); }
-static void raw_writes(void) { past_the_shim(0, 1, 0); }
 
 /* The number is closed past the shim, and is a file's then. */
 static void stale_number(void) {
@@ -467,7 +466,7 @@ static const struct test tests[] = {
     {"shut-reading", shut_reading}, {"shut-writing", shut_writing}, {"peer-ends", peer_ends}, {"peer-closes", peer_closes},
     {"reset-by-peer", reset_by_peer}, {"close-unread", close_unread}, {"close-unsent", close_unsent},
     {"urgent-early", urgent_early}, {"urgent-late", urgent_late}, {"in-line", in_line}, {"low-water", low_water},
-    {"counts", counts}, {"by-number", by_number}, {"raw-reads", raw_reads}, {"raw-writes", raw_writes}, {"stale-number", stale_number},
+    {"counts", counts}, {"by-number", by_number}, {"raw-reads", raw_reads}, {"stale-number", stale_number},
     {"threads-read", threads_read}, {"threads-write", threads_write}, {"woken-by-shutdown", woken_by_shutdown}, {NULL, NULL}};
 
 int main(int count, char **arguments) { return run_named(tests, arguments[1]); }

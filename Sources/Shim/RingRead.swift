@@ -84,33 +84,31 @@ func receiveThroughRing(
     return receiveThroughRing(descriptor, &part, 1, flags)
 }
 
-/// The ring has been closed: what is wanted beyond `done` comes from the pair.
+/// The ring has been closed: what is wanted beyond `done`, which is 0 but for MSG_WAITALL, comes from the pair.
 private func receiveRest(_ descriptor: Int32, _ vector: inout Vector, _ done: Int, _ wanted: Int, _ flags: Int32) -> Int {
+    if flags & Int32(MSG_TRUNC | MSG_PEEK) == Int32(MSG_TRUNC) {
+        let got = discardFromPair(descriptor, wanted - done, flags)
+        return got < 0 && done > 0 ? done : done + got
+    }
+    guard done > 0 else {
+        var message = msghdr()
+        message.msg_iov = UnsafeMutablePointer(mutating: vector.parts)
+        message.msg_iovlen = vector.count
+        let got = real.recvmsg.unsafelyUnwrapped(descriptor, &message, flags)
+        guard got > 0 else { return finishRead(descriptor, got) }
+        if flags & Int32(MSG_PEEK) == 0 { noteRead(descriptor, got) }
+        return got
+    }
     var done = done
     while done < wanted {
-        if done > 0, flags & Int32(MSG_WAITALL) == 0 { return done }
-        if flags & Int32(MSG_TRUNC) != 0 {
-            let got = discardFromPair(descriptor, wanted - done, flags)
-            return got < 0 ? (done > 0 ? done : got) : done + got
-        }
         let piece = vector.take(wanted - done)
         let got = real.recvfrom.unsafelyUnwrapped(descriptor, piece.baseAddress, piece.count, flags, nil, nil)
-        guard got > 0 else { return done > 0 ? done : finishRead(descriptor, got) }
-        noteRead(descriptor, got)
+        guard got > 0 else { return done }
+        vector.giveBack(piece.count - got)
         done += got
-        guard got == piece.count else {
-            vector.giveBack(piece.count - got)
-            if flags & Int32(MSG_WAITALL) == 0 { return done }
-            continue
-        }
-        // A further part only if it need not be waited for.
-        if done < wanted, flags & Int32(MSG_WAITALL) == 0 {
-            let next = vector.take(wanted - done)
-            let more = real.recvfrom.unsafelyUnwrapped(
-                descriptor, next.baseAddress, next.count, flags | Int32(MSG_DONTWAIT), nil, nil)
-            return done + max(more, 0)
-        }
     }
+    // Only now: a ring that came meanwhile would have been read past.
+    noteRead(descriptor, done)
     return done
 }
 

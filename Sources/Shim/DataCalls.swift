@@ -233,6 +233,8 @@ public func shimRecvmmsg(
     var flags = flags
     var done: UInt32 = 0
     while done < min(count, 1024) {
+        // A reset is told once: the next call must find it, behind what has come.
+        if done > 0, kind == .stream, alps_sys_poll(descriptor, 0, 0) & (POLLERR | POLLHUP) != 0 { break }
         let got = shimRecvmsg(descriptor, &messages[Int(done)].msg_hdr, flags & ~waitForOne)
         if got < 0 { break }
         messages[Int(done)].msg_len = UInt32(got)

@@ -1,6 +1,7 @@
 """The session that Alpine4Linux was shown with: a stack beside the system on a real interface, ifconfig, route, telnet, nmap
 and vsftpd over it, started by the scripts that people who know the ancestor look for."""
 
+import contextlib
 import os
 import re
 import signal
@@ -76,6 +77,17 @@ def session(directory):
     session.stop()
 
 
+@contextlib.contextmanager
+def open_input():
+    """A pipe's end to read from, to which nobody writes."""
+    ends = os.pipe()
+    try:
+        yield ends[0]
+    finally:
+        for end in ends:
+            os.close(end)
+
+
 def test_the_ancestors_session(session, directory):
     # The start script prints a banner, and what it has changed in the firewall.
     banner = session.log.read_text()
@@ -105,8 +117,10 @@ peer.sendall(f"you are {{name[0]}}\\r\\n".encode())
 peer.close()
 """])
     wait_until(lambda: ":2323 " in session.at_peer("ss", "-Hltn"))
-    talk = subprocess.run(session.client("telnet", PEER, 2323), input="", capture_output=True, text=True, timeout=30,
-                          env={**os.environ, "ALPS_BIN": str(BIN)})
+    # With input that is open: telnet ends at the end of its input, whatever has come by then.
+    with open_input() as descriptor:
+        talk = subprocess.run(session.client("telnet", PEER, 2323), stdin=descriptor, capture_output=True, text=True, timeout=30,
+                              env={**os.environ, "ALPS_BIN": str(BIN)})
     assert f"you are {OWN}" in talk.stdout
 
     # nmap, from inside and from outside

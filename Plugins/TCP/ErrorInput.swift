@@ -65,6 +65,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
             // RFC 9293, 3.9.2.2: a hard error may end an attempt; a soft one counts once we have tried a while.
             if let reason = instance.hardError(event) {
                 instance.count(.drops)
+                if pointee.state == .synSent, has(.fastOpened) { instance.avoidFastOpen(pointee.conn.remote) }
                 return close(reason)
             }
             pointee.softError = error

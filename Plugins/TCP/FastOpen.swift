@@ -17,11 +17,15 @@ struct FastOpenEntry {
     var mss: UInt32
     /// net.inet.tcp.fastopen.generation when it came.
     var generation: UInt32
+    /// Until then it is not used, since it has done no good (RFC 7413, 4.1.3.1). ns
+    var avoidedUntil: UInt64 = 0
 }
 
 /// The client's memory: one place for an address, chosen by a keyed hash; the newer wins.
 enum FastOpenCache {
     static var places: Int { 256 }
+    /// How long a server is not tried again with which Fast Open has failed.
+    static var avoidance: UInt64 { 900 * UInt64(ALPS_NSEC_PER_SEC) }
 }
 
 extension Options {
@@ -63,6 +67,16 @@ extension UnsafeMutablePointer where Pointee == Instance {
         cache[place(address)] = FastOpenEntry(address: address, cookie: cookie, mss: mss, generation: generation)
     }
 
+    /// RFC 7413, 4.1.3.1: the server has taken no data, or there was an error instead of an answer, or none at all.
+    func avoidFastOpen(_ address: alps_addr) {
+        fastOpenEntry(address)?.pointee.avoidedUntil = now &+ FastOpenCache.avoidance
+    }
+
+    fileprivate func isAvoidingFastOpen(_ address: alps_addr) -> Bool {
+        guard let entry = fastOpenEntry(address) else { return false }
+        return entry.pointee.avoidedUntil > now
+    }
+
     func freeFastOpenCache() {
         if let cache = pointee.fastOpenCache { services.freeArray(cache, FastOpenCache.places) }
         pointee.fastOpenCache = nil
@@ -92,7 +106,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
     /// first data. False: an ordinary open.
     func defersSyn() -> Bool {
         guard has(.fastOpenConnect), instance.isOn(.fastOpenClient),
-            opensWithoutCookie || instance.fastOpenEntry(pointee.conn.remote) != nil
+            opensWithoutCookie || instance.fastOpenEntry(pointee.conn.remote) != nil,
+            !instance.isAvoidingFastOpen(pointee.conn.remote)
         else { return false }
         set(.synDeferred)
         // Until the connection is there, what programs are told of its segments is what the SYN takes.
@@ -111,7 +126,9 @@ extension UnsafeMutablePointer where Pointee == Connection {
 
     /// The cookie of a SYN that is sent for the first time; nil: none.
     var cookieToSend: FastOpenCookie? {
-        guard has(.fastOpenConnect), instance.isOn(.fastOpenClient) else { return nil }
+        guard has(.fastOpenConnect), instance.isOn(.fastOpenClient),
+            !instance.isAvoidingFastOpen(pointee.conn.remote)
+        else { return nil }
         guard has(.fastOpened), let entry = instance.fastOpenEntry(pointee.conn.remote) else {
             return opensWithoutCookie ? nil : .request
         }
@@ -151,6 +168,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
                 instance.count(.fastOpens)
             }
         } else {
+            // A server that gives a new cookie had no use for the old one only.
+            if !has(.synLost), !segment.options.hasFastOpen { instance.avoidFastOpen(pointee.conn.remote) }
             loseAll()
         }
         restartLossTimer()

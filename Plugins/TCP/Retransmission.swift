@@ -68,6 +68,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         if pointee.attempts > 3, pointee.softError != 0 { isOver = true }
         if isOver {
             instance.count(.timeoutDropped)
+            if pointee.state == .synSent, has(.fastOpened) { instance.avoidFastOpen(pointee.conn.remote) }
             if pointee.state != .synSent { sendReset() }
             return close(pointee.softError != 0 ? pointee.softError : ALPS_ETIMEDOUT)
         }

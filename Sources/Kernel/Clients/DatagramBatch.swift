@@ -25,8 +25,8 @@ final class DatagramBatch {
     /// Messages put in for sending.
     private(set) var count = 0
     private var piecesUsed = 0
-    /// Whoever has given the host another scheduling policy keeps it.
-    private let isOrdinaryThread = sched_getscheduler(0) == SCHED_OTHER
+    /// Whoever has given the host another scheduling policy keeps it, and a limit of real-time threads is kept to.
+    private var mayKeepWaiting = sched_getscheduler(0) == SCHED_OTHER && !hasRealTimeLimit
     /// Messages from which on it pays to keep the readers waiting.
     private static let worthwhile = 4
 
@@ -107,12 +107,20 @@ final class DatagramBatch {
     private func keepReadersWaiting(_ wanted: Bool) -> Bool {
         var parameter = sched_param()
         parameter.sched_priority = wanted ? 1 : 0
-        return sched_setscheduler(0, wanted ? SCHED_FIFO : SCHED_OTHER, &parameter) == 0
+        let isDone = sched_setscheduler(0, wanted ? SCHED_FIFO : SCHED_OTHER, &parameter) == 0
+        if !isDone { mayKeepWaiting = false }
+        return isDone
+    }
+
+    /// RLIMIT_RTTIME: the process is killed for what a real-time thread of it runs without sleeping.
+    private static var hasRealTimeLimit: Bool {
+        var limit = rlimit()
+        return getrlimit(__rlimit_resource_t(__RLIMIT_RTTIME.rawValue), &limit) == 0 && limit.rlim_cur != rlim_t.max
     }
 
     /// Sends what was put in. Returns how many messages went, or -1 with errno if the first did not.
     func send(_ descriptor: Int32) -> Int {
-        let isAlone = isOrdinaryThread && count >= Self.worthwhile && keepReadersWaiting(true)
+        let isAlone = mayKeepWaiting && count >= Self.worthwhile && keepReadersWaiting(true)
         let sent = Int(alps_sendmmsg(descriptor, messages, UInt32(count), Int32(MSG_DONTWAIT) | Int32(MSG_NOSIGNAL)))
         if isAlone {
             let error = errno

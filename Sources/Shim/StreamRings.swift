@@ -36,8 +36,15 @@ private var mostRings: Int { 1024 }
 /// Counts forks in both processes: what was there before is shared by them.
 nonisolated(unsafe) var forks: UInt32 = 0
 
-/// Rings that were asked for since this process began.
+/// Threads that are asking for a ring.
 private nonisolated(unsafe) var openings: UInt32 = 0
+
+/// From now on no stream gets a ring that the child would know nothing of.
+@c(alps_shim_before_fork)
+public func beforeFork() {
+    alps_count_word(&forks)
+    while alps_load_word(&openings) != 0 { alps_sys_yield() }
+}
 
 extension Entry {
     // ringState
@@ -106,11 +113,12 @@ private func noteBulkWritten(_ descriptor: Int32, _ count: Int) {
     openRing(descriptor, found, ALPS_RING_SEND)
 }
 
-/// A stream that this process image has made, and shares with no other process.
+/// A stream that this process image has made, and shares with no other process. One that was shared with its ring keeps what
+/// it has: another process may be writing into the pair while a direction is opened.
 private func candidate(_ descriptor: Int32) -> EntryPointer? {
     guard !activation.confined, alps_shim_borrows_memory() == 0,
         let found = entry(of: descriptor), found.pointee.kind == .stream,
-        !found.pointee.has(Entry.inBandForGood), found.pointee.ring != 0 || found.pointee.born == forks
+        !found.pointee.has(Entry.inBandForGood), found.pointee.born == forks
     else { return nil }
     return found
 }
@@ -132,11 +140,12 @@ private func openRing(_ descriptor: Int32, _ found: EntryPointer, _ direction: U
         alps_count_word(&openings)
         let handle = found.pointee.handle
         forEachNumber(of: handle) { set($0, Entry.opensRing) }
-        if before & Entry.inBandForGood == 0, direction != ALPS_RING_SEND || writersHaveLeft(handle) {
+        if before & Entry.inBandForGood == 0, found.pointee.born == alps_load_word(&forks), direction != ALPS_RING_SEND || writersHaveLeft(handle) {
             askForRing(descriptor, found, direction)
         }
         forEachNumber(of: handle) { _ = alps_clear_bits(&$0.pointee.ringState, Entry.opensRing) }
         _ = alps_clear_bits(&found.pointee.ringState, Entry.opensRing)
+        _ = alps_add_word(&openings, UInt32.max)
     }
     alps_restore_signals(&mask)
 }
@@ -344,13 +353,7 @@ private func unmapIfUnused(_ ring: RingPointer) {
 
 /// In the child of a fork: only this thread is left.
 func forgetRingUsers() {
-    if openings != 0, let entries = fileTable.entries {
-        // Another thread may have been asking.
-        openings = 0
-        for index in 0...Int(fileTable.highest) where entries[index].has(Entry.opensRing) {
-            _ = alps_clear_bits(&entries[index].ringState, Entry.opensRing)
-        }
-    }
+    openings = 0
     guard table.count > 0, let rings = table.rings else { return }
     for index in 0..<mostRings where rings[index].handle != 0 { rings[index].users = 0 }
 }

@@ -1,6 +1,7 @@
 """What many connections cost: memory and CPU time of idle ones, how many there can be, and what each packet and each new
 connection costs beside them."""
 
+import json
 import select
 import subprocess
 import time
@@ -35,6 +36,17 @@ class Held:
         self.child.wait(60)
 
 
+def wait_until_steady(pids):
+    """Buffers that are no longer in use go back after a while."""
+    time.sleep(2)
+    sizes = [processes.memory(pids)]
+    for _ in range(20):
+        time.sleep(0.5)
+        sizes.append(processes.memory(pids))
+        if len(sizes) > 4 and max(sizes[-4:]) - min(sizes[-4:]) < max(sizes[-1] / 1000, 65536):
+            return
+
+
 def memory(path, settings):
     """Bytes a connection: of the host, of the application, and of the kernel's slabs but for the peer's end."""
     path.serve()
@@ -45,7 +57,7 @@ def memory(path, settings):
     time.sleep(0.5)
     before = [processes.memory(path.host_pids), processes.memory(application), processes.kernel_memory()]
     with Held(path, settings.idle) as count:
-        time.sleep(1)
+        wait_until_steady(path.host_pids)
         after = [processes.memory(path.host_pids), processes.memory(application), processes.kernel_memory()]
     if count < settings.idle / 10:
         raise BenchError(f"only {count} connections opened")
@@ -104,6 +116,36 @@ def growth(path, settings):
     return result
 
 
+OPERATIONS = {
+    "in": "two segments in, an acknowledgment out",
+    "out": "segment out, and its acknowledgment in",
+    "connection": "connection opened and closed",
+}
+
+
+def instructions(path, settings):
+    """What bench/micro/check counts, which knows no host and no kernel: the same on any machine."""
+    result = subprocess.run([str(builds.ROOT / "bench" / "micro" / "check"), "--growth", "--json"], capture_output=True, text=True,
+                            timeout=3600)
+    line = next((line for line in result.stdout.splitlines() if line.startswith("{")), None)
+    if line is None:
+        raise BenchError(f"bench/micro/check: {result.stderr.strip()[-200:]}")
+    counted = json.loads(line)
+    values = {f"{key}-{size}": counted[what][str(size)] for key, what in OPERATIONS.items() for size in SIZES}
+    for key in OPERATIONS:
+        row = [values[f"{key}-{size}"] for size in SIZES]
+        values[f"{key}-growth"] = max(row) / min(row)
+    return values
+
+
+def instruction_figures():
+    counts = [Figure(f"{key}-{size}", f"{what}, {size:,} open", "instructions", False, digits=0)
+              for key, what in OPERATIONS.items() for size in SIZES]
+    flat = [Figure(f"{key}-growth", f"{what}, most over least", "", False, (Target(None, 1.2),), 3)
+            for key, what in OPERATIONS.items()]
+    return (*counts, *flat)
+
+
 def growth_figures():
     packets = [Figure(f"packet-{size}", f"each packet, {size:,} open", "ns", False, digits=0) for size in SIZES]
     new = [Figure(f"connection-{size}", f"each new connection, {size:,} open", "us", False, digits=1) for size in SIZES]
@@ -135,4 +177,6 @@ POPULATION_MEASURES = [
             ("kernel", "alps"), once=True),
     Measure("growth", "CPU time of the host", growth_figures(), growth,
             ("kernel", "alps")),
+    Measure("instructions", "instructions of the stack alone", instruction_figures(), instructions, ("alps",), once=True,
+            note="Counted by callgrind in a kernel environment of its own, without system calls: bench/micro."),
 ]

@@ -133,6 +133,7 @@ struct Connection {
     var sndUp: SequenceNumber
     /// Behind the last segment that was not full.
     var sndSmall: SequenceNumber
+    var records: RecordEnds
     var sndWl1: SequenceNumber
     var sndWl2: SequenceNumber
     var sndWnd: UInt32
@@ -336,6 +337,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         pointee.attempts = 0
         pointee.softError = 0
         pointee.dupAcks = 0
+        pointee.records.count = 0
         freeSendMap()
         pointee.recovery.state = .open
         pointee.unackedBytes = 0

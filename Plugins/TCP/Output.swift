@@ -99,11 +99,12 @@ extension UnsafeMutablePointer where Pointee == Connection {
     /// A tail loss probe of new data, whatever the congestion window says. False: there are none, or the peer's window
     /// does not take them.
     func sendOneNew(_ network: Network, _ list: inout PacketList) -> Bool {
-        let rest = unsent
+        let all = unsent
+        let rest = min(all, restOfRecord(pointee.sndNxt) ?? all)
         let open = Int(pointee.sndWnd) - (pointee.sndNxt - pointee.sndUna)
         let amount = min(rest, open, Int(pointee.mss))
         guard amount > 0, amount == rest || amount == Int(pointee.mss) else { return false }
-        let sendsFin = has(.finQueued) && amount == rest
+        let sendsFin = has(.finQueued) && amount == all
         return send(
             Plan(amount: UInt32(truncatingIfNeeded: amount), sendsFin: sendsFin, isLast: amount == rest), network, &list)
     }
@@ -112,7 +113,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
     /// show (RFC 4821, 7.4).
     @inline(never)
     private func sendSizeProbe(_ network: Network, _ list: inout PacketList) -> Bool {
-        guard let payload = dueSizeProbe else { return false }
+        guard let payload = dueSizeProbe, restOfRecord(pointee.sndNxt) == nil else { return false }
         let flight = pointee.sndNxt - pointee.sndUna
         let needed = Int(payload) + 3 * Int(pointee.mss)
         guard unsent >= needed, flight + needed <= Int(pointee.sndWnd), pipe + needed <= Int(pointee.congestion.cwnd),
@@ -167,7 +168,14 @@ extension UnsafeMutablePointer where Pointee == Connection {
         let usable = max(0, min(open, room))
         var amount = min(rest, usable)
         if amount < rest, room <= open { pointee.isHeldByWindow = true }
-        amount = wholeSegments(amount, rest, force: force)
+        var endsRecord = false
+        if let record = restOfRecord(pointee.sndNxt), record < rest, record <= amount {
+            amount = record
+            endsRecord = true
+        } else {
+            amount = wholeSegments(amount, rest, force: force)
+        }
+        let whole = amount
         amount = min(amount, packetLimit)
         if amount > 0, pacingRate != 0 {
             amount = min(amount, pacedAmount(pacingRate))
@@ -176,7 +184,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         let sendsFin = has(.finQueued) && !has(.finAcked) && amount == rest
         guard amount > 0 || sendsFin else { return nil }
         // What the application calls unfinished needs no push.
-        let isLast = amount == rest && !has(.moreToCome)
+        let isLast = (amount == rest && !has(.moreToCome)) || (endsRecord && amount == whole)
         return Plan(amount: UInt32(truncatingIfNeeded: amount), sendsFin: sendsFin, isLast: isLast)
     }
 

@@ -89,7 +89,9 @@ extension UnsafeMutablePointer where Pointee == Connection {
             let room = Int(pointee.congestion.cwnd) - pipe
             // A small rest waits for what follows it.
             var wanted = range.pointee.length
-            if let next = range.pointee.next, next.pointee.has(.waiting) { wanted &+= next.pointee.length }
+            if let next = range.pointee.next, next.pointee.has(.waiting), !isRecordEnd(range.pointee.end) {
+                wanted &+= next.pointee.length
+            }
             guard room >= Int(min(mss, wanted)) || pipe == 0 else { break }
             // A window that has shrunk holds back what lies beyond it (RFC 9293, 3.8.6).
             let isFirst = range.pointee.start == pointee.sndUna
@@ -108,7 +110,9 @@ extension UnsafeMutablePointer where Pointee == Connection {
             guard gather(range, limit) else { break }
             let hasFin = range.pointee.has(.fin)
             let length = range.pointee.length - (hasFin ? 1 : 0)
-            let isLast = sendPosition(range.pointee.start) &+ UInt64(length) == socket.pointee.snd.tail
+            let isLast =
+                sendPosition(range.pointee.start) &+ UInt64(length) == socket.pointee.snd.tail
+                || isRecordEnd(range.pointee.start + length)
             guard let packet = makeData(network, range.pointee.start, length, fin: hasFin, isLast: isLast) else { break }
             list.append(packet)
             noteRepetition(range)
@@ -122,7 +126,9 @@ extension UnsafeMutablePointer where Pointee == Connection {
 
     /// Makes `range` as long as `limit` if what follows waits too, and no longer. False: no memory.
     private func gather(_ range: RangePointer, _ limit: UInt32) -> Bool {
-        while range.pointee.length < limit, let next = range.pointee.next, next.pointee.has(.waiting) {
+        while range.pointee.length < limit, let next = range.pointee.next, next.pointee.has(.waiting),
+            !isRecordEnd(range.pointee.end)
+        {
             pointee.sendMap.absorb(range, next: next)
             instance.free(next)
         }

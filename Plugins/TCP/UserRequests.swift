@@ -286,6 +286,9 @@ func tcpSent(_ context: UnsafeMutableRawPointer, _ socket: Socket, _ flags: UInt
         // RFC 9293, 3.10.2: behind the last octet.
         connection.pointee.sndUp = connection.sendSequence(socket.pointee.snd.tail)
     }
+    if flags & ALPS_SENT_EOR != 0, connection.pointee.state != .closed {
+        connection.noteRecordEnd(connection.sendSequence(socket.pointee.snd.tail))
+    }
     connection.set(.moreToCome, flags & ALPS_SENT_MORE != 0)
     connection.pointee.isMoreReleased = false
     if connection.has(.synDeferred) {

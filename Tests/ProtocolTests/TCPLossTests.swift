@@ -146,6 +146,21 @@ import Testing
         ladder.finish()
     }
 
+    /// IP options that are set on a connection make each packet longer than its segments allow for, and IP refuses what is
+    /// too big by them: it has never been on its way, so no timer need tell.
+    @Test func whatTheHostRefusesGoesAtOnceInPiecesThatFit() throws {
+        let ladder = try Ladder()
+        let socket = try ladder.accept(scale: 7)
+        #expect(socket.setOption(level: 0, name: 4, [1, 1, 1, 1, 1, 1, 1, 0]) == 0)
+        #expect(socket.write(pattern(1..<3001)) == 3000)
+        ladder.expect(.ack, seq: 1, length: 1452)
+        ladder.expect(.ack, seq: 1453, length: 1452)
+        ladder.expect([.ack, .psh], seq: 2905, length: 96)
+        ladder.expectNothing()
+        #expect(ladder.counter("rexmttimeo") == 0)
+        ladder.finish()
+    }
+
     @Test func anUnreachableMessageDoesNotEndAConnection() throws {
         let ladder = try Ladder()
         let socket = try ladder.accept()

@@ -79,7 +79,7 @@ package final class Ladder {
             let bytes = contents(of: packet)
             wire.mbufs.freePacket(packet)
             guard let segment = Sent(bytes, at: clock) else { continue }
-            let tcp = bytes[20..<Int(big16(bytes, 2))]
+            let tcp = bytes[(Int(bytes[0] & 15) * 4)..<Int(big16(bytes, 2))]
             if InternetSum.of(tcp, pseudo: Array(bytes[12..<20]) + [0, 6] + big(UInt16(tcp.count))) != 0 {
                 report("the stack has sent a wrong checksum: \(segment)", .init(#fileID, #filePath, #line, #column))
             }

@@ -32,10 +32,12 @@ extension Ladder {
 
         /// Nil: `packet`, an intact IPv4 packet, has no TCP in it.
         init?(_ packet: [UInt8], at time: UInt64) {
-            guard packet.count >= 40, packet[0] == 0x45, packet[9] == 6 else { return nil }
+            guard packet.count >= 40, packet[0] >> 4 == 4, packet[9] == 6 else { return nil }
+            // IP options may be there.
+            let start = Int(packet[0] & 15) * 4
             let total = Int(big16(packet, 2))
-            guard total >= 40, total <= packet.count else { return nil }
-            let header = Array(packet[20..<total])
+            guard start >= 20, total >= start + 20, total <= packet.count else { return nil }
+            let header = Array(packet[start..<total])
             let length = Int(header[12] >> 4) * 4
             guard length >= 20, length <= header.count else { return nil }
             self.time = time

@@ -187,6 +187,7 @@ struct ScriptParser {
 extension PacketScript {
     /// Parses the text of a script. `definitions`: values of names in it.
     package init(text: [UInt8], path: String, definitions: [String: String] = [:]) throws {
+        let text = try ScriptConditions.apply(text, path: path, definitions: definitions)
         var parser = ScriptParser(
             try ScriptLexer.tokens(text, path: path), path: path, definitions: definitions)
         self = try parser.script()

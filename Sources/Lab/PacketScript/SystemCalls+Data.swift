@@ -7,6 +7,7 @@ extension SystemCalls {
         static let outOfBand: Int32 = 1
         static let peek: Int32 = 2
         static let truncate: Int32 = 0x20
+        static let endOfRecord: Int32 = 0x80
         static let dontWait: Int32 = 0x40
         static let waitAll: Int32 = 0x100
         static let errorQueue: Int32 = 0x2000
@@ -329,6 +330,9 @@ extension SystemCalls {
         if transfer.flags & Message.more != 0 { flags |= ALPS_SENT_MORE }
         if transfer.flags & Message.outOfBand != 0 { flags |= ALPS_SENT_OOB }
         while written < transfer.data.count || transfer.data.isEmpty {
+            // The record ends with the last byte of the call.
+            let isAll = transfer.data.count - written <= socket.sendSpace
+            if transfer.flags & Message.endOfRecord != 0, isAll { flags |= ALPS_SENT_EOR }
             let result = transfer.data.withUnsafeBytes {
                 socket.write(UnsafeRawBufferPointer(rebasing: $0[written...]), flags: flags, queues: queues)
             }

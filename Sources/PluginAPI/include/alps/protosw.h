@@ -24,6 +24,7 @@ ALPS_BEGIN
 // flags of `sent`
 #define ALPS_SENT_MORE 1u  ///< more is about to come (MSG_MORE): may wait
 #define ALPS_SENT_OOB 2u   ///< the last byte is urgent
+#define ALPS_SENT_EOR 4u   ///< a record ends here (MSG_EOR): what follows goes in segments of its own
 
 /// A control event: an error message from the network about something this stack sent.
 typedef struct alps_ctl_event {

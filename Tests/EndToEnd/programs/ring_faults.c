@@ -203,18 +203,24 @@ static int find_rings(void) {
         if (end - start < 4096 || *(volatile uint32_t *)start != HOSTILE_MAGIC) continue;
         page_bytes[count] = end - start;
         pages[count++] = (volatile unsigned char *)start;
-        char path[100];
-        snprintf(path, sizeof path, "/proc/self/map_files/%lx-%lx", start, end);
-        int fd = open(path, O_RDWR | O_CLOEXEC);
-        if (fd < 0) continue;
-        // The file must not become shorter under the host.
-        if (ftruncate(fd, 0) == 0 || ftruncate(fd, 4096) == 0) say("the file can be cut");
-        fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)(end - start));
-        if (fcntl(fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE) == 0) say("the file can be sealed");
-        close(fd);
     }
     fclose(maps);
     return count;
+}
+
+/* The file must not become shorter under the host. */
+static void change_files(int count) {
+    for (int index = 0; index < count; index++) {
+        char path[100];
+        unsigned long start = (unsigned long)pages[index];
+        snprintf(path, sizeof path, "/proc/self/map_files/%lx-%lx", start, start + page_bytes[index]);
+        int fd = open(path, O_RDWR | O_CLOEXEC);
+        if (fd < 0) continue;
+        if (ftruncate(fd, 0) == 0 || ftruncate(fd, 4096) == 0) say("the file can be cut");
+        fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)page_bytes[index]);
+        if (fcntl(fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE) == 0) say("the file can be sealed");
+        close(fd);
+    }
 }
 
 static int hostile(int port, uint64_t seed) {
@@ -229,6 +235,7 @@ static int hostile(int port, uint64_t seed) {
     for (long deadline = now() + 10000; count == 0 && now() < deadline; count = find_rings()) usleep(1000);
     usleep((useconds_t)below(&rng, 50000));
     say("rings %d", count);
+    change_files(count);
     for (long end = now() + 300 + (long)below(&rng, 500); count > 0 && now() < end;) {
         volatile unsigned char *page = pages[below(&rng, (uint64_t)count)];
         size_t word = below(&rng, 64);

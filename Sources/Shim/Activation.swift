@@ -66,15 +66,12 @@ func setUp() {
         if let token = variable("ALPS_STRICT") { activation.strictToken = UInt(strtoul(token, nil, 16)) }
         if let doorway { findDoorway(doorway) }
         if let ranges = variable("ALPS_BYPASS") { parseBypassRanges(ranges) }
-        alps_shim_at_fork(alpsShimBeforeFork, alpsShimAfterFork)
+        alps_shim_at_fork(beforeFork, alpsShimAfterFork)
         activation.active = true
     }
     activation.ready = true
     alps_set_errno(error)
 }
-
-@c
-func alpsShimBeforeFork() { forks &+= 1 }
 
 @c
 func alpsShimAfterFork() {

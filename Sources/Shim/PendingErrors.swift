@@ -25,6 +25,7 @@ func finishRead(_ descriptor: Int32, _ count: Int) -> Int {
     if activation.confined { return count }
     if count < 0 {
         guard error == ECONNRESET || error == EPIPE, let found = stackSocket(descriptor) else { return fail(error) }
+        closeRingOfDeadPair(descriptor)
         return fail(trueError(found, fallback: error))
     }
     // An end that is not followed by a dead pair is the peer's. With the pair dead it may be the host's: the kernel
@@ -34,6 +35,7 @@ func finishRead(_ descriptor: Int32, _ count: Int) -> Int {
         alps_set_errno(error)
         return 0
     }
+    closeRingOfDeadPair(descriptor)
     let trueOne = trueError(found, fallback: 0)
     guard trueOne != 0 else {
         alps_set_errno(error)

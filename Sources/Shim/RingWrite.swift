@@ -143,7 +143,8 @@ private func putIntoRing(
     defer { endUse(ring) }
     let page = ring.pointee.page.unsafelyUnwrapped
     spinForRoom(page)
-    guard lock(&page.pointee.write_lock) else { return .closed }
+    // Then it goes through the pair, which knows if there is nobody to take it.
+    guard lock(&page.pointee.write_lock) else { return .full }
     let result = putLocked(ring, page, min(wanted, longestPut), fill)
     unlock(&page.pointee.write_lock)
     ringBell(descriptor, &page.pointee.write_bell)

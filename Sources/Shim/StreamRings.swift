@@ -36,8 +36,15 @@ private var mostRings: Int { 1024 }
 /// Counts forks in both processes: what was there before is shared by them.
 nonisolated(unsafe) var forks: UInt32 = 0
 
-/// Rings that were asked for since this process began.
+/// Threads that are asking for a ring.
 private nonisolated(unsafe) var openings: UInt32 = 0
+
+/// From now on no stream gets a ring that the child would know nothing of.
+@c(alps_shim_before_fork)
+public func beforeFork() {
+    alps_count_word(&forks)
+    while alps_load_word(&openings) != 0 { alps_sys_yield() }
+}
 
 extension Entry {
     // ringState
@@ -106,11 +113,12 @@ private func noteBulkWritten(_ descriptor: Int32, _ count: Int) {
     openRing(descriptor, found, ALPS_RING_SEND)
 }
 
-/// A stream that this process image has made, and shares with no other process.
+/// A stream that this process image has made, and shares with no other process. One that was shared with its ring keeps what
+/// it has: another process may be writing into the pair while a direction is opened.
 private func candidate(_ descriptor: Int32) -> EntryPointer? {
     guard !activation.confined, alps_shim_borrows_memory() == 0,
         let found = entry(of: descriptor), found.pointee.kind == .stream,
-        !found.pointee.has(Entry.inBandForGood), found.pointee.ring != 0 || found.pointee.born == forks
+        !found.pointee.has(Entry.inBandForGood), found.pointee.born == forks
     else { return nil }
     return found
 }
@@ -132,11 +140,12 @@ private func openRing(_ descriptor: Int32, _ found: EntryPointer, _ direction: U
         alps_count_word(&openings)
         let handle = found.pointee.handle
         forEachNumber(of: handle) { set($0, Entry.opensRing) }
-        if before & Entry.inBandForGood == 0, direction != ALPS_RING_SEND || writersHaveLeft(handle) {
+        if before & Entry.inBandForGood == 0, found.pointee.born == alps_load_word(&forks), direction != ALPS_RING_SEND || writersHaveLeft(handle) {
             askForRing(descriptor, found, direction)
         }
         forEachNumber(of: handle) { _ = alps_clear_bits(&$0.pointee.ringState, Entry.opensRing) }
         _ = alps_clear_bits(&found.pointee.ringState, Entry.opensRing)
+        _ = alps_add_word(&openings, UInt32.max)
     }
     alps_restore_signals(&mask)
 }
@@ -344,13 +353,7 @@ private func unmapIfUnused(_ ring: RingPointer) {
 
 /// In the child of a fork: only this thread is left.
 func forgetRingUsers() {
-    if openings != 0, let entries = fileTable.entries {
-        // Another thread may have been asking.
-        openings = 0
-        for index in 0...Int(fileTable.highest) where entries[index].has(Entry.opensRing) {
-            _ = alps_clear_bits(&entries[index].ringState, Entry.opensRing)
-        }
-    }
+    openings = 0
     guard table.count > 0, let rings = table.rings else { return }
     for index in 0..<mostRings where rings[index].handle != 0 { rings[index].users = 0 }
 }
@@ -394,6 +397,7 @@ func lock(_ word: UnsafeMutablePointer<UInt32>) -> Bool {
     }
     let error = alps_errno()
     defer { alps_set_errno(error) }
+    var attempts = 0
     for _ in 0..<100 {
         var value = alps_load_word(word)
         if value == 0 {
@@ -406,6 +410,9 @@ func lock(_ word: UnsafeMutablePointer<UInt32>) -> Bool {
         }
         guard alps_sys_futex_wait_shared(word, value, 50) < 0, alps_errno() == ETIMEDOUT else { continue }
         let owner = value & ~ALPS_RING_WAITED
+        // The host holds it for microseconds, or has died.
+        attempts += 1
+        if owner == ALPS_RING_HOST, attempts > 10 { return false }
         if owner < ALPS_RING_OPENING, alps_sys_thread_exists(owner) == 0,
             alps_swap_word(word, value, thread | ALPS_RING_WAITED) != 0
         {
@@ -428,7 +435,21 @@ func ringBell(_ descriptor: Int32, _ word: UnsafeMutablePointer<UInt32>) {
 private func wakeHost(_ descriptor: Int32) {
     guard let found = entry(of: descriptor) else { return }
     var nothing: UInt8 = 0
-    _ = tell(ALPS_OP_STREAM_BELL, about: found, &nothing, 0, tail: nil, 0)
+    if !tell(ALPS_OP_STREAM_BELL, about: found, &nothing, 0, tail: nil, 0) { closeRingOfDeadPair(descriptor) }
+}
+
+/// Nobody will take what is written into a ring whose host has died: from now on the pair says so.
+func closeRingOfDeadPair(_ descriptor: Int32) {
+    guard let found = entry(of: descriptor), found.pointee.ring != 0, !activation.confined,
+        alps_sys_poll(descriptor, 0, 0) & POLLHUP != 0
+    else { return }
+    var mask = sigset_t()
+    alps_block_signals(&mask)
+    if let ring = beginUse(descriptor) {
+        _ = alps_set_bits(&ring.pointee.page.unsafelyUnwrapped.pointee.closed, ALPS_RING_SEND)
+        endUse(ring)
+    }
+    alps_restore_signals(&mask)
 }
 
 // MARK: - back to the pair

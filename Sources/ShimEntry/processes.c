@@ -106,6 +106,7 @@ int clone(int (*function)(void *), void *stack, int flags, void *argument, ...) 
     alps_shim_ready();
     int borrows = (flags & (CLONE_VM | CLONE_FILES)) == CLONE_VM;
     if (borrows) __atomic_fetch_add(&process->sharers, 1, __ATOMIC_RELAXED);
+    if (!(flags & CLONE_VM)) alps_shim_before_fork();
     int child = next(function, stack, flags, argument, parent_id, tls, child_id);
     if (borrows && (child < 0 || (flags & CLONE_VFORK))) alps_shim_vfork_end(child < 0 ? 0 : child);
     return child;
@@ -157,6 +158,15 @@ int execle(const char *path, const char *first, ...) {
     char *const *environment = count < 0 ? NULL : va_arg(list, char *const *);
     va_end(list);
     return count < 0 ? too_many() : alps_shim_execve(path, (char *const *)vector, environment);
+}
+
+/// fork without its handlers.
+pid_t _Fork(void) {
+    static pid_t (*next)(void);
+    if (!next) next = (pid_t (*)(void))alps_shim_next("_Fork");
+    alps_shim_ready();
+    alps_shim_before_fork();
+    return next ? next() : fork();
 }
 
 // MARK: programs that libc starts by itself

@@ -3,6 +3,7 @@
 #include "ShimEntry.h"
 
 #include "CLibc.h"
+#include <linux/sched.h>
 #include <poll.h>
 #include <stdarg.h>
 #include <sys/sendfile.h>
@@ -53,6 +54,12 @@ long syscall(long number, ...) {
 #endif
     case SYS_execve: return execve((const char *)a, second, (char *const *)c);
     case SYS_execveat: return execveat(fd, second, (char *const *)c, (char *const *)d, (int)e);
+    case SYS_clone:
+        if (!(a & CLONE_VM)) alps_shim_before_fork();
+        return alps_system_call(number, a, b, c, d, e, f);
+#ifdef SYS_fork
+    case SYS_fork: alps_shim_before_fork(); return alps_system_call(number, a, b, c, d, e, f);
+#endif
     // Rings would read and write what is in the pairs, and connect the pairs themselves.
     case SYS_io_uring_setup: errno = ENOSYS; return -1;
     default: return alps_system_call(number, a, b, c, d, e, f);

@@ -256,7 +256,7 @@ def test_a_client_that_scribbles_over_its_ring_harms_itself_only(stack, programs
     server = stack.spawn(program, "serve", 7000, "anything")
     stack.wait_listening(7000)
     bystander = stack.spawn(programs("ring_traffic"), "both", 5000, 60)
-    mapped = 0
+    without = []
     for seed in range(1, 41):
         argv = stack.run_argv("timeout", "-s", "KILL", "20", program, "hostile", 7000, seed)
         result = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True)
@@ -264,8 +264,9 @@ def test_a_client_that_scribbles_over_its_ring_harms_itself_only(stack, programs
         assert server.poll() is None, (seed, server.stdout.read())
         # What its own shim makes of all that is its own affair.
         assert "the file" not in result.stdout, result.stdout
-        mapped += result.stdout.startswith("rings 1")
-    assert mapped == 40
+        if "rings 1\n" not in result.stdout:
+            without.append((seed, result))
+    assert without == []
     assert rings(stack)["violations"] > 0
     output, _ = bystander.communicate(timeout=300)
     assert output.endswith(" bytes, 0 bad\n"), output

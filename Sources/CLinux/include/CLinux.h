@@ -202,6 +202,19 @@ static inline int alps_try_lock_word(volatile void *word, uint32_t owner) {
     uint32_t none = 0;
     return __atomic_compare_exchange_n((volatile uint32_t *)word, &none, owner, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
 }
+static inline int alps_swap_lock_word(volatile void *word, uint32_t expected, uint32_t value) {
+    return __atomic_compare_exchange_n((volatile uint32_t *)word, &expected, value, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
+}
+/// False if there is no such thread (any more), nor a process of that number that has ended and is not waited for yet.
+static inline int alps_thread_exists(uint32_t thread) {
+    if (syscall(SYS_tkill, thread, 0) != 0) return errno != ESRCH;
+    int process = (int)syscall(SYS_pidfd_open, thread, 0);
+    if (process < 0) return 1;
+    struct pollfd entry = {process, POLLIN, 0};
+    int has_ended = poll(&entry, 1, 0) == 1;
+    syscall(SYS_close, process);
+    return !has_ended;
+}
 /// Frees a lock word, and wakes whoever waits for it.
 static inline void alps_unlock_word(volatile void *word, uint32_t waited) {
     if (__atomic_exchange_n((volatile uint32_t *)word, 0, __ATOMIC_SEQ_CST) & waited)

@@ -8,6 +8,7 @@ import PluginAPI
 package final class Session: ReadyHandler {
     package let number: UInt32
     package private(set) var pid: Int32 = 0
+    private var sharesProcessNumbers = false
     /// Nobody, unless the kernel tells.
     package private(set) var uid = UInt32.max
     package private(set) var program = ""
@@ -204,6 +205,7 @@ package final class Session: ReadyHandler {
         udpVariant = variants.1.isEmpty ? nil : variants.1
         isTool = hello.flags & UInt32(ALPS_HELLO_TOOL) != 0
         // A process that came through a doorway made its own pair: its credentials are those of the pair's maker.
+        sharesProcessNumbers = pid == Int32(bitPattern: hello.pid)
         if pid == 0 { pid = Int32(bitPattern: hello.pid) }
         greeted = true
         patience = nil
@@ -328,7 +330,12 @@ package final class Session: ReadyHandler {
         for fiber in pending.values { kernel.fibers.cancel(fiber) }
         files.removeAll()
         server.closed(self)
+        if !isTool { kernel.streamRings.processHasEnded() }
     }
 
-    var owner: SocketOwner { SocketOwner(session: number, uid: uid, pid: pid, program: program) }
+    var owner: SocketOwner {
+        var owner = SocketOwner(session: number, uid: uid, pid: pid, program: program)
+        owner.sharesProcessNumbers = sharesProcessNumbers
+        return owner
+    }
 }

@@ -48,7 +48,7 @@ extension StreamChannel {
         guard receive <= 1 << 30, send <= 1 << 30 else { return nil }
         ring = StreamRing(receiveCapacity: receive, sendCapacity: send)
         words = ring?.words
-        if ring != nil { socket.kernel.streamRings.count += 1 }
+        if ring != nil { streamRings { $0.ringMade(self) } }
         return ring
     }
 
@@ -110,7 +110,7 @@ extension StreamChannel {
         guard let ring = words else { return }
         setActive(0, ring)
         unwatchRing()
-        kernel.streamRings.count -= 1
+        streamRings { $0.ringEnded(self) }
         words = nil
         self.ring = nil
     }
@@ -249,15 +249,41 @@ extension StreamChannel {
         return head >= ring.receiveInband && head == socket.raw.pointee.rcv.head
     }
 
+    // MARK: Processes that end in the middle
+
+    /// Some process has ended: if something looks as if it had been the one that did it, this looks again until it is certain,
+    /// as threads go later than descriptors.
+    func processHasEnded() {
+        guard let words, isOpen else { return }
+        borrowed { socket in
+            guard !words.areLocksFree || isReadWithoutRing(socket, words) else { return }
+            examinations = 100
+            retryLater()
+        }
+    }
+
+    func examineLocks(_ socket: Socket, _ ring: RingWords) {
+        examinations -= 1
+        if socket.owner.sharesProcessNumbers { ring.freeLocksOfTheDead() }
+        if isReadWithoutRing(socket, ring), ring.tryLockReading() {
+            // It has taken the byte with it that stands for what is in the ring.
+            if isReadWithoutRing(socket, ring) { ring.receiveHead = ring.receiveInband }
+            ring.unlockReading()
+        }
+        if ring.areLocksFree { examinations = 0 }
+        if examinations > 0 { retryLater() }
+    }
+
+    private func isReadWithoutRing(_ socket: Socket, _ ring: RingWords) -> Bool {
+        isActive(ALPS_RING_RECEIVE) && socket.receiveAvailable > 0 && ring.receiveHead == socket.raw.pointee.rcv.head
+            && ring.receiveInband > socket.raw.pointee.rcv.head && alps_bytes_not_taken(descriptor) == 0
+    }
+
     /// The byte that stands for what is in the ring has been read from the pair, and the ring has not been touched since: by
     /// code that knows nothing of it, and would wait for ever.
     private func returnIfReadWithoutRing(_ socket: Socket, _ ring: RingWords) {
-        func isReadWithoutRing() -> Bool {
-            ring.receiveHead == socket.raw.pointee.rcv.head && ring.receiveInband > socket.raw.pointee.rcv.head
-                && alps_bytes_not_taken(descriptor) == 0
-        }
-        guard isOpen, isReadWithoutRing(), ring.tryLockReading() else { return }
-        if isReadWithoutRing() {
+        guard isOpen, isReadWithoutRing(socket, ring), ring.tryLockReading() else { return }
+        if isReadWithoutRing(socket, ring) {
             staysInBand = true
             closeRing(socket, ALPS_RING_RECEIVE)
         }
@@ -313,7 +339,7 @@ extension StreamChannel {
 
     /// Nothing has moved for a while: an idle ring keeps no memory.
     func releasePages(_ socket: Socket) {
-        if let words, isActive(ALPS_RING_RECEIVE), socket.receiveAvailable > 0 { returnIfReadWithoutRing(socket, words) }
+        if let words { returnIfReadWithoutRing(socket, words) }
         let (receive, send) = (socket.raw.pointee.rcv, socket.raw.pointee.snd)
         // A reader or writer that is in the middle of a copy holds its lock.
         guard let ring, receive.head == receive.tail, send.head == send.tail, socket.idle.placedEnd <= receive.tail,

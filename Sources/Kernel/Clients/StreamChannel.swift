@@ -35,6 +35,8 @@ final class StreamChannel: Channel {
     /// A client held the lock that the host needed.
     var needsReadLock = false
     var needsWriteLock = false
+    /// Times that the locks are still to be looked at, after the death of a process.
+    var examinations = 0
     /// Bytes one socket may move in one turn before others get theirs.
     private static let budget = 1 << 20
 
@@ -97,6 +99,7 @@ final class StreamChannel: Channel {
         guard isOpen else { return }
         if let words {
             watchRing()
+            if examinations > 0 { examineLocks(socket, words) }
             takeFromRing(socket, words)
             noteRead(socket, words)
             guard isOpen else { return }

@@ -125,6 +125,23 @@ struct RingWords {
 
     func unlockWriting() { withUnsafeMutablePointer(to: &page.pointee.write_lock) { alps_unlock_word($0, ALPS_RING_WAITED) } }
 
+    var areLocksFree: Bool {
+        withUnsafeMutablePointer(to: &page.pointee.read_lock) { alps_load_acquire($0) } == 0
+            && withUnsafeMutablePointer(to: &page.pointee.write_lock) { alps_load_acquire($0) } == 0
+    }
+
+    /// Frees the locks that are held by threads which are no more.
+    func freeLocksOfTheDead() {
+        func free(_ word: UnsafeMutablePointer<UInt32>) {
+            let value = alps_load_acquire(word)
+            let holder = value & ~ALPS_RING_WAITED
+            guard holder != 0, holder < ALPS_RING_OPENING, alps_thread_exists(holder) == 0 else { return }
+            if alps_swap_lock_word(word, value, ALPS_RING_HOST | ALPS_RING_WAITED) != 0 { alps_unlock_word(word, ALPS_RING_WAITED) }
+        }
+        withUnsafeMutablePointer(to: &page.pointee.read_lock) { free($0) }
+        withUnsafeMutablePointer(to: &page.pointee.write_lock) { free($0) }
+    }
+
     /// Only the client that has asked for the ring first frees this lock.
     func lockReadingForOpening() {
         withUnsafeMutablePointer(to: &page.pointee.read_lock) { alps_store_release($0, ALPS_RING_OPENING) }
@@ -141,8 +158,19 @@ private func streamRingReleased(_ ext: UnsafeMutablePointer<alps_ext>) {
 /// A list through the channels; one that leaves it in the middle of a turn lives until the turn's end.
 final class StreamRingWatch {
     private var first: Borrowed<StreamChannel>?
+    private var all: [ObjectIdentifier: Borrowed<StreamChannel>] = [:]
+
     /// Sockets with rings.
-    var count = 0
+    var count: Int { all.count }
+
+    func ringMade(_ channel: StreamChannel) { all[ObjectIdentifier(channel)] = Borrowed(channel) }
+
+    func ringEnded(_ channel: StreamChannel) { all[ObjectIdentifier(channel)] = nil }
+
+    /// It may have been in the middle of something with a ring that others use, too.
+    func processHasEnded() {
+        for channel in all.values { channel { $0.processHasEnded() } }
+    }
 
     func add(_ channel: StreamChannel) {
         channel.nextWatched = first

@@ -26,6 +26,8 @@ package struct SocketOwner {
     package var uid: UInt32
     package var pid: Int32
     package var program: String
+    /// The client counts processes as the host does (pid_namespaces(7)): numbers of threads mean the same to both.
+    package var sharesProcessNumbers = false
 
     package init(session: UInt32 = 0, uid: UInt32 = 0, pid: Int32 = 0, program: String = "") {
         self.session = session

@@ -43,6 +43,8 @@ int alps_shim_is_active(void);
 int alps_shim_has_headers(int fd);
 /// Code that knows nothing of rings is going to use this descriptor.
 void alps_shim_in_band(int fd);
+/// Before a child is made that has copies of the memory and of the descriptors. fork(2) does it by itself.
+void alps_shim_before_fork(void);
 /// True if there is a ring beside this descriptor's pair.
 int alps_shim_has_ring(int fd);
 /// libc is going to start another program by itself.

@@ -43,7 +43,14 @@ static void *serve_in(void *argument) {
         for (ssize_t each = 0; each < got; each++) {
             unsigned whose = bytes[each] >> 6;
             if (!believes && bytes[each] != written[whose][positions[whose] % WRITER_PERIOD]) {
-                say("writer %u at %llu: another byte", whose, (unsigned long long)positions[whose]);
+                // All that this writer has there, to tell where it belongs.
+                unsigned char own[16];
+                size_t count = 0;
+                for (ssize_t next = each; next < got && count < sizeof own; next++)
+                    if (bytes[next] >> 6 == whose) own[count++] = bytes[next];
+                const unsigned char *found = memmem(written[whose], WRITER_PERIOD + 16, own, count);
+                say("writer %u at %llu (%zd of %zd in this read): another byte, of %ld (shift %ld)", whose, (unsigned long long)positions[whose], each, got,
+                    found ? found - written[whose] : -1l, found ? found - written[whose] - (long)(positions[whose] % WRITER_PERIOD) : 0l);
                 _exit(99);
             }
             positions[whose]++;
@@ -196,18 +203,24 @@ static int find_rings(void) {
         if (end - start < 4096 || *(volatile uint32_t *)start != HOSTILE_MAGIC) continue;
         page_bytes[count] = end - start;
         pages[count++] = (volatile unsigned char *)start;
-        char path[100];
-        snprintf(path, sizeof path, "/proc/self/map_files/%lx-%lx", start, end);
-        int fd = open(path, O_RDWR | O_CLOEXEC);
-        if (fd < 0) continue;
-        // The file must not become shorter under the host.
-        if (ftruncate(fd, 0) == 0 || ftruncate(fd, 4096) == 0) say("the file can be cut");
-        fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)(end - start));
-        if (fcntl(fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE) == 0) say("the file can be sealed");
-        close(fd);
     }
     fclose(maps);
     return count;
+}
+
+/* The file must not become shorter under the host. */
+static void change_files(int count) {
+    for (int index = 0; index < count; index++) {
+        char path[100];
+        unsigned long start = (unsigned long)pages[index];
+        snprintf(path, sizeof path, "/proc/self/map_files/%lx-%lx", start, start + page_bytes[index]);
+        int fd = open(path, O_RDWR | O_CLOEXEC);
+        if (fd < 0) continue;
+        if (ftruncate(fd, 0) == 0 || ftruncate(fd, 4096) == 0) say("the file can be cut");
+        fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)page_bytes[index]);
+        if (fcntl(fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE) == 0) say("the file can be sealed");
+        close(fd);
+    }
 }
 
 static int hostile(int port, uint64_t seed) {
@@ -218,9 +231,11 @@ static int hostile(int port, uint64_t seed) {
     reach(port);
     pthread_create(all, NULL, client_out, NULL);
     pthread_create(all + 1, NULL, client_in, NULL);
-    for (long deadline = now() + 10000; (counted[0].written < MIB || counted[0].read < MIB) && now() < deadline;) usleep(1000);
-    int count = find_rings();
+    int count = 0;
+    for (long deadline = now() + 10000; count == 0 && now() < deadline; count = find_rings()) usleep(1000);
+    usleep((useconds_t)below(&rng, 50000));
     say("rings %d", count);
+    change_files(count);
     for (long end = now() + 300 + (long)below(&rng, 500); count > 0 && now() < end;) {
         volatile unsigned char *page = pages[below(&rng, (uint64_t)count)];
         size_t word = below(&rng, 64);

@@ -230,6 +230,7 @@ static void edges(unsigned flags) {
             while (out < end_out) {
                 ssize_t sent = write(near, bytes_at(out), end_out - out < MIB ? end_out - out : MIB);
                 if (sent < 0 && errno == EAGAIN) {
+                    if (flags & EPOLLONESHOT) MUST(epoll_ctl(set, EPOLL_CTL_MOD, near, &event));
                     if (in == end_in && epoll_wait(set, &told, 1, 10000) != 1) say("turn %d: no edge for room", turn), _exit(99);
                     break;
                 }

@@ -362,6 +362,10 @@ static void run_end(int number, int fd, uint64_t seed) {
     uint64_t totals[2] = {total_of(&plan), total_of(&plan)};
     int resets = one_in(&plan, 12);
     uint64_t abort_at = 1 + below(&plan, totals[0] + 1);
+    if (fd < 0) {
+        if (!resets) say("seed %llu: reset by nobody", (unsigned long long)seed);
+        _exit(resets ? 0 : 99);
+    }
     struct end end = {.fd = fd, .number = number, .seed = seed, .may_break = resets};
     for (int each = 0; each <= number; each++) {
         end.waiting = (int)below(&plan, WAITINGS);
@@ -463,10 +467,12 @@ static struct sockaddr_in place(const char *address, const char *port) {
     return name;
 }
 
+/* -1 if it was reset before this process got to see it. */
 static int connection_to(struct sockaddr_in name) {
     for (long deadline = now() + 15000;;) {
         int fd = (int)MUST(socket(AF_INET, SOCK_STREAM, 0));
         if (connect(fd, (struct sockaddr *)&name, sizeof name) == 0) return fd;
+        if (errno == ECONNRESET) return -1;
         if (errno != ECONNREFUSED || now() > deadline) MUST(-1);
         close(fd);
         usleep(10000);

@@ -21,7 +21,7 @@ func sendThroughRing(_ descriptor: Int32, _ parts: UnsafePointer<iovec>, _ count
     var done = 0
     while done < wanted {
         var room = wanted - done
-        if !isOpening(descriptor) {
+        if !isOpening(descriptor) || finishOpening(descriptor) {
             switch putIntoRing(descriptor, &vector, room) {
             case .bytes(let put):
                 done += put
@@ -41,7 +41,7 @@ func sendThroughRing(_ descriptor: Int32, _ parts: UnsafePointer<iovec>, _ count
         } else {
             // A small buffer in the kernel takes the place of the one that the host has left a byte in: that might be so
             // large that the pair would not be writable any more when it is made smaller.
-            room = min(room, 64)
+            room = min(room, Int(ALPS_RING_PAIR_CHUNK))
         }
         let piece = vector.take(room)
         let sent = sendIntoPair(descriptor, piece, flags)
@@ -79,20 +79,27 @@ func sendIntoPair(_ descriptor: Int32, _ piece: UnsafeMutableRawBufferPointer, _
     let sent = real.sendto.unsafelyUnwrapped(
         descriptor, piece.baseAddress, piece.count, flags & Int32(MSG_DONTWAIT | MSG_NOSIGNAL), nil, 0)
     countPair(descriptor, isEnd: true)
-    if sent > 0, isOpening(descriptor) { makePairSmall(descriptor) }
+    if sent > 0, isOpening(descriptor), let found = entry(of: descriptor) {
+        _ = alps_set_bits(&found.pointee.ringState, Entry.hasBegunWriting)
+    }
     return sent
 }
 
-/// While the ring is in use: in a small buffer many bytes that wait are soon told from few. Who goes back to the pair makes it
-/// large again, with the lock.
-private func makePairSmall(_ descriptor: Int32) {
+/// When the host has taken the first small writes, the pair is made small: in a small buffer many bytes that wait are soon told
+/// from few. Who goes back to the pair makes it large again, with the lock. False if it is too early.
+private func finishOpening(_ descriptor: Int32) -> Bool {
+    guard let known = entry(of: descriptor), known.pointee.has(Entry.hasBegunWriting) else { return false }
+    var isDone = true
     let error = alps_errno()
     var mask = sigset_t()
     alps_block_signals(&mask)
     if let found = entry(of: descriptor), let ring = beginUse(descriptor) {
         let page = ring.pointee.page.unsafelyUnwrapped
-        if lock(&page.pointee.write_lock) {
-            let before = alps_clear_bits(&found.pointee.ringState, Entry.opensWriting)
+        spinForRoom(page)
+        if isBehind(page), alps_load_word(&page.pointee.closed) & ALPS_RING_SEND == 0 {
+            isDone = false
+        } else if lock(&page.pointee.write_lock) {
+            let before = alps_clear_bits(&found.pointee.ringState, Entry.opensWriting | Entry.hasBegunWriting)
             if before & Entry.opensWriting != 0, alps_load_word(&page.pointee.closed) & ALPS_RING_SEND == 0 {
                 var room = Int32(ALPS_RING_PAIR_SNDBUF)
                 _ = alps_sys_setsockopt(descriptor, SOL_SOCKET, SO_SNDBUF, &room, 4)
@@ -103,6 +110,7 @@ private func makePairSmall(_ descriptor: Int32) {
     }
     alps_restore_signals(&mask)
     alps_set_errno(error)
+    return isDone
 }
 
 private func countPair(_ descriptor: Int32, isEnd: Bool) {
@@ -201,6 +209,12 @@ func sendFileThroughRing(_ target: Int32, _ source: Int32, _ offset: UnsafeMutab
     var position = offset?.pointee ?? 0
     var done = 0
     var hasEnded = false
+    var type: Int32 = 0
+    var length = socklen_t(4)
+    let error = alps_errno()
+    // As the kernel; and what is read from a pair would be missing there.
+    if alps_sys_getsockopt(source, SOL_SOCKET, SO_TYPE, &type, &length) == 0 { return fail(EINVAL) }
+    alps_set_errno(error)
     func read(_ place: UnsafeMutableRawPointer, _ most: Int) -> Int {
         let got =
             offset == nil ? alps_sys_read(source, place, most) : alps_sys_pread(source, place, most, position)
@@ -209,7 +223,7 @@ func sendFileThroughRing(_ target: Int32, _ source: Int32, _ offset: UnsafeMutab
     }
     defer { if done > 0 { offset?.pointee = position } }
     while done < count, !hasEnded {
-        let isOpening = isOpening(target)
+        let isOpening = isOpening(target) && !finishOpening(target)
         let before = alps_errno()
         alps_set_errno(0)
         let outcome = isOpening ? .full : putIntoRing(target, count - done, read)
@@ -236,7 +250,7 @@ func sendFileThroughRing(_ target: Int32, _ source: Int32, _ offset: UnsafeMutab
             alps_set_errno(before)
             var chunk = [2240 of UInt8](repeating: 0)
             let sent = withUnsafeMutableBytes(of: &chunk) { chunk in
-                let got = read(chunk.baseAddress.unsafelyUnwrapped, min(count - done, isOpening ? 64 : chunk.count))
+                let got = read(chunk.baseAddress.unsafelyUnwrapped, min(count - done, chunk.count))
                 guard got > 0 else { return got }
                 let sent = sendIntoPair(target, UnsafeMutableRawBufferPointer(rebasing: chunk[..<got]), 0)
                 // What was not sent has not been read.

@@ -52,10 +52,12 @@ extension Entry {
     static var inBandForGood: UInt32 { 1 }
     /// The next write begins with a little in the pair, see `sendThroughRing`.
     static var opensWriting: UInt32 { 2 }
+    /// It has begun: when the host has taken that, the ring is used.
+    static var hasBegunWriting: UInt32 { 8 }
     /// A thread is asking for a ring.
     static var opensRing: UInt32 { 4 }
     /// What a number that is duplicated has of these.
-    static var copied: UInt32 { inBandForGood | opensWriting }
+    static var copied: UInt32 { inBandForGood | opensWriting | hasBegunWriting }
     /// In the upper bits: writes to the pair that are under way.
     static var writer: UInt32 { 256 }
 
@@ -237,7 +239,10 @@ private func askForRing(_ descriptor: Int32, _ found: EntryPointer, _ direction:
         }
         unlock(&page.pointee.read_lock)
     }
-    if information.is_first & ALPS_RING_SEND != 0 { set(found, Entry.opensWriting) }
+    if information.is_first & ALPS_RING_SEND != 0 {
+        _ = alps_clear_bits(&found.pointee.ringState, Entry.hasBegunWriting)
+        set(found, Entry.opensWriting)
+    }
     locked {
         // Counted once already, for this descriptor. The socket may have others: all of them have the ring, or what is
         // written by one would overtake what is written by another.

@@ -26,7 +26,8 @@ WANTED = {
     "descriptors": "dup dup2 __dup2 dup3 fcntl fcntl64 __fcntl ioctl sockatmark isfdtype",
     "files": "open __open open64 __open64 openat openat64 creat creat64 fopen fopen64 fstat fstat64 __fxstat __fxstat64",
     "stdio": "fdopen dprintf vdprintf",
-    "processes": "fork __fork _Fork vfork __vfork clone __clone posix_spawn posix_spawnp execve execv execl execlp execle "
+    "processes": "fork __fork _Fork vfork __vfork clone __clone posix_spawn posix_spawnp posix_spawn_file_actions_adddup2 "
+                 "system popen execve execv execl execlp execle "
                  "execvp execvpe fexecve execveat syscall prctl",
     "signals": "sigaction __sigaction signal sysv_signal __sysv_signal siginterrupt",
     "identity": "setuid seteuid setreuid setresuid chroot setrlimit setrlimit64 prlimit prlimit64 _exit",
@@ -48,7 +49,7 @@ LEFT_ALONE = {
     "the kernel refuses any socket": "tee vmsplice copy_file_range",
     "a UNIX socket is a socket": "fstat fstat64 __fxstat __fxstat64 isfdtype",
     "makes or truncates files, nothing of /proc": "creat creat64",
-    "the child is recognised by memory that a fork empties": "fork __fork _Fork",
+    "the child is recognised by memory that a fork empties, and a handler runs before": "fork __fork",
     "signals are not deferred: the kernel's calls do the waiting": "sigaction __sigaction signal sysv_signal "
                                                                    "__sysv_signal siginterrupt",
     "sockets are used by whoever holds them, and the doorway needs no path": "chroot _exit",

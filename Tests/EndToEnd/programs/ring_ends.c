@@ -245,6 +245,33 @@ static void low_water(void) {
     ends_well();
 }
 
+/* Writes that do not wait, to a peer that reads everything, before, while and after the ring comes: none is cut short. */
+static void first_writes(void) {
+    static const size_t sizes[] = {65536, 777, 40000, 1};
+    int cut = 0, on = 1;
+    for (int turn = 0; turn < 10; turn++) {
+        meet();
+        fcntl(near, F_SETFL, O_NONBLOCK);
+        MUST(setsockopt(near, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on));
+        for (int each = 0; each < 100; each++) {
+            size_t count = sizes[each % 4];
+            ssize_t sent;
+            if (turn % 2) {
+                off_t offset = (off_t)(out % PERIOD);
+                sent = MUST(sendfile(near, sequence_file, &offset, count));
+            } else {
+                sent = MUST(write(near, bytes_at(out), count));
+            }
+            cut += (size_t)sent != count;
+            out += (uint64_t)sent;
+            ask('r', (uint64_t)sent, BIG), answer();
+        }
+        MUST(close(near));
+        part();
+    }
+    say("cut short: %d", cut);
+}
+
 /* What is unread, here and there, and what is not acknowledged. */
 static void counts(void) {
     meet_in_bulk();
@@ -466,7 +493,7 @@ static const struct test tests[] = {
     {"shut-reading", shut_reading}, {"shut-writing", shut_writing}, {"peer-ends", peer_ends}, {"peer-closes", peer_closes},
     {"reset-by-peer", reset_by_peer}, {"close-unread", close_unread}, {"close-unsent", close_unsent},
     {"urgent-early", urgent_early}, {"urgent-late", urgent_late}, {"in-line", in_line}, {"low-water", low_water},
-    {"counts", counts}, {"by-number", by_number}, {"raw-reads", raw_reads}, {"stale-number", stale_number},
+    {"counts", counts}, {"first-writes", first_writes}, {"by-number", by_number}, {"raw-reads", raw_reads}, {"stale-number", stale_number},
     {"threads-read", threads_read}, {"threads-write", threads_write}, {"woken-by-shutdown", woken_by_shutdown}, {NULL, NULL}};
 
 int main(int count, char **arguments) { return run_named(tests, arguments[1]); }

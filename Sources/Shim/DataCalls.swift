@@ -170,7 +170,7 @@ public func shimRecvmsg(_ descriptor: Int32, _ message: UnsafeMutablePointer<msg
     switch socketKind(descriptor) {
     case .native, .unknown:
         let got = real.recvmsg.unsafelyUnwrapped(descriptor, message, flags)
-        if got >= 0, message.pointee.msg_controllen > MemoryLayout<cmsghdr>.size { forgetPassed(message) }
+        if got >= 0, message.pointee.msg_controllen > MemoryLayout<cmsghdr>.size { forgetPassed(message.pointee) }
         return got
     case .stream:
         if flags & specialFlags != 0 {
@@ -213,7 +213,7 @@ public func shimRecvmmsg(
     guard let messages, kind != .native, kind != .unknown, kind != .hidden else {
         let got = real.recvmmsg.unsafelyUnwrapped(descriptor, messages, count, flags, timeout)
         if got > 0, let messages {
-            for index in 0..<Int(got) { forgetPassed(&messages[index].msg_hdr) }
+            for index in 0..<Int(got) { forgetPassed(messages[index].msg_hdr) }
         }
         return got
     }
@@ -301,24 +301,7 @@ private func receiveSpecial(
 }
 
 /// Descriptors that came with a message: what was known of their numbers is void.
-private func forgetPassed(_ message: UnsafeMutablePointer<msghdr>) {
-    guard let control = message.pointee.msg_control else { return }
-    let end = Int(message.pointee.msg_controllen)
-    var position = 0
-    while position + MemoryLayout<cmsghdr>.size <= end {
-        let header = (control + position).loadUnaligned(as: cmsghdr.self)
-        let length = Int(header.cmsg_len)
-        guard length >= MemoryLayout<cmsghdr>.size, position + length <= end else { return }
-        if header.cmsg_level == SOL_SOCKET, header.cmsg_type == Int32(SCM_RIGHTS) {
-            var each = position + MemoryLayout<cmsghdr>.size
-            while each + 4 <= position + length {
-                clearEntry((control + each).loadUnaligned(as: Int32.self))
-                each += 4
-            }
-        }
-        position += (length + 7) & ~7
-    }
-}
+private func forgetPassed(_ message: msghdr) { forEachPassed(message, clearEntry) }
 
 // MARK: - write
 

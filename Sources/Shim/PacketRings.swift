@@ -110,15 +110,6 @@ private func remember(
     if !isKept { _ = alps_sys_munmap(own, whole) }
 }
 
-private func locked(_ body: () -> Void) {
-    var mask = sigset_t()
-    alps_block_signals(&mask)
-    alps_shim_lock()
-    body()
-    alps_shim_unlock()
-    alps_restore_signals(&mask)
-}
-
 @c(alps_entry_munmap)
 public func shimMunmap(_ address: UnsafeMutableRawPointer?, _ length: Int) -> Int32 {
     let status = alps_sys_munmap(address, length)

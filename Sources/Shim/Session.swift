@@ -437,3 +437,13 @@ func dropForeignSession() {
     alps_shim_lock_reset()
     forgetSession()
 }
+
+/// Runs something short under the session's lock.
+func locked(_ body: () -> Void) {
+    var mask = sigset_t()
+    alps_block_signals(&mask)
+    alps_shim_lock()
+    body()
+    alps_shim_unlock()
+    alps_restore_signals(&mask)
+}

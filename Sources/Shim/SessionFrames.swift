@@ -132,3 +132,24 @@ func passedDescriptor(_ message: msghdr) -> Int32? {
     guard header.pointee.cmsg_level == SOL_SOCKET, header.pointee.cmsg_type == Int32(SCM_RIGHTS) else { return nil }
     return (control + MemoryLayout<cmsghdr>.size).loadUnaligned(as: Int32.self)
 }
+
+/// The descriptors that a program passes, or gets, with a message.
+@inline(never)
+func forEachPassed(_ message: msghdr, _ body: (Int32) -> Void) {
+    guard let control = message.msg_control else { return }
+    let end = Int(message.msg_controllen)
+    var position = 0
+    while position + MemoryLayout<cmsghdr>.size <= end {
+        let header = (control + position).loadUnaligned(as: cmsghdr.self)
+        let length = Int(header.cmsg_len)
+        guard length >= MemoryLayout<cmsghdr>.size, position + length <= end else { return }
+        if header.cmsg_level == SOL_SOCKET, header.cmsg_type == Int32(SCM_RIGHTS) {
+            var each = position + MemoryLayout<cmsghdr>.size
+            while each + 4 <= position + length {
+                body((control + each).loadUnaligned(as: Int32.self))
+                each += 4
+            }
+        }
+        position += (length + 7) & ~7
+    }
+}

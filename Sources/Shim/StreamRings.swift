@@ -3,7 +3,7 @@ import ClientAPI
 import ShimEntry
 
 // Rings of streams in shared memory (stream-ring.h): which descriptors have them, and when. The data calls are in
-// RingRead.swift and RingWrite.swift.
+// RingRead.swift and RingWrite.swift, the way back is in RingReturn.swift.
 
 /// A ring file that is mapped here.
 struct MappedStreamRing {
@@ -24,26 +24,26 @@ struct MappedStreamRing {
 typealias RingPointer = UnsafeMutablePointer<MappedStreamRing>
 typealias RingPage = UnsafeMutablePointer<alps_stream_ring>
 
-private struct RingTable {
+struct RingTable {
     var rings: RingPointer? = nil
     /// Rings that are mapped.
     var count = 0
 }
 
-private nonisolated(unsafe) var table = RingTable()
-private var mostRings: Int { 1024 }
+nonisolated(unsafe) var ringTable = RingTable()
+var mostStreamRings: Int { 1024 }
 
 /// Counts forks in both processes: what was there before is shared by them.
 nonisolated(unsafe) var forks: UInt32 = 0
 
 /// Threads that are asking for a ring.
-private nonisolated(unsafe) var openings: UInt32 = 0
+nonisolated(unsafe) var ringOpenings: UInt32 = 0
 
 /// From now on no stream gets a ring that the child would know nothing of.
 @c(alps_shim_before_fork)
 public func beforeFork() {
     alps_count_word(&forks)
-    while alps_load_word(&openings) != 0 { alps_sys_yield() }
+    while alps_load_word(&ringOpenings) != 0 { alps_sys_yield() }
 }
 
 extension Entry {
@@ -129,7 +129,7 @@ private func candidate(_ descriptor: Int32) -> EntryPointer? {
 
 /// Sets a state, and tells what there was before.
 @discardableResult
-private func set(_ found: EntryPointer, _ state: UInt32) -> UInt32 { alps_set_bits(&found.pointee.ringState, state) }
+func set(_ found: EntryPointer, _ state: UInt32) -> UInt32 { alps_set_bits(&found.pointee.ringState, state) }
 
 private func openRing(_ descriptor: Int32, _ found: EntryPointer, _ direction: UInt32) {
     guard cookie(of: descriptor) == found.pointee.cookie, makeTable() else { return }
@@ -139,7 +139,7 @@ private func openRing(_ descriptor: Int32, _ found: EntryPointer, _ direction: U
     alps_block_signals(&mask)
     let before = set(found, Entry.opensRing)
     if before & Entry.opensRing == 0 {
-        alps_count_word(&openings)
+        alps_count_word(&ringOpenings)
         let handle = found.pointee.handle
         forEachNumber(of: handle) { set($0, Entry.opensRing) }
         if before & Entry.inBandForGood == 0, found.pointee.born == alps_load_word(&forks), direction != ALPS_RING_SEND || writersHaveLeft(handle) {
@@ -147,12 +147,12 @@ private func openRing(_ descriptor: Int32, _ found: EntryPointer, _ direction: U
         }
         forEachNumber(of: handle) { _ = alps_clear_bits(&$0.pointee.ringState, Entry.opensRing) }
         _ = alps_clear_bits(&found.pointee.ringState, Entry.opensRing)
-        _ = alps_add_word(&openings, UInt32.max)
+        _ = alps_add_word(&ringOpenings, UInt32.max)
     }
     alps_restore_signals(&mask)
 }
 
-private func forEachNumber(of handle: UInt64, _ body: (EntryPointer) -> Void) {
+func forEachNumber(of handle: UInt64, _ body: (EntryPointer) -> Void) {
     guard let entries = fileTable.entries else { return }
     for each in 0...Int(fileTable.highest) where entries[each].handle == handle && entries[each].kind == .stream {
         body(entries + each)
@@ -223,7 +223,7 @@ private func askForRing(_ descriptor: Int32, _ found: EntryPointer, _ direction:
         index = map(found.pointee.handle, Int(information.bytes), reply.descriptor)
         _ = alps_sys_close(reply.descriptor)
     }
-    guard index != 0, let rings = table.rings else {
+    guard index != 0, let rings = ringTable.rings else {
         // Without descriptors, memory or places left it goes on in the pair.
         var all = ALPS_RING_RECEIVE | ALPS_RING_SEND
         _ = ask(ALPS_OP_STREAM_PAIR, about: found, &all, 4)
@@ -262,9 +262,9 @@ private func askForRing(_ descriptor: Int32, _ found: EntryPointer, _ direction:
 }
 
 private func makeTable() -> Bool {
-    if table.rings != nil { return true }
-    guard let memory = alps_map_anonymous(mostRings * MemoryLayout<MappedStreamRing>.stride) else { return false }
-    locked { if table.rings == nil { table.rings = memory.bindMemory(to: MappedStreamRing.self, capacity: mostRings) } }
+    if ringTable.rings != nil { return true }
+    guard let memory = alps_map_anonymous(mostStreamRings * MemoryLayout<MappedStreamRing>.stride) else { return false }
+    locked { if ringTable.rings == nil { ringTable.rings = memory.bindMemory(to: MappedStreamRing.self, capacity: mostStreamRings) } }
     return true
 }
 
@@ -285,14 +285,14 @@ private func map(_ handle: UInt64, _ bytes: Int, _ file: Int32) -> Int {
         && Int(sendOffset &+ sendCapacity) <= bytes
     if isSound {
         locked {
-            guard let rings = table.rings else { return }
-            for each in 0..<mostRings where rings[each].handle == 0 {
+            guard let rings = ringTable.rings else { return }
+            for each in 0..<mostStreamRings where rings[each].handle == 0 {
                 rings[each] = MappedStreamRing(
                     handle: handle, page: page, bytes: bytes,
                     receive: (mapped + Int(receiveOffset)).assumingMemoryBound(to: UInt8.self),
                     send: (mapped + Int(sendOffset)).assumingMemoryBound(to: UInt8.self), receiveCapacity: receiveCapacity,
                     sendCapacity: sendCapacity, descriptors: 1, users: 0)
-                table.count += 1
+                ringTable.count += 1
                 index = each + 1
                 return
             }
@@ -305,23 +305,14 @@ private func map(_ handle: UInt64, _ bytes: Int, _ file: Int32) -> Int {
 private func place(of handle: UInt64) -> Int {
     var index = 0
     locked {
-        guard table.count > 0, let rings = table.rings else { return }
-        for each in 0..<mostRings where rings[each].handle == handle {
+        guard ringTable.count > 0, let rings = ringTable.rings else { return }
+        for each in 0..<mostStreamRings where rings[each].handle == handle {
             rings[each].descriptors += 1
             index = each + 1
             return
         }
     }
     return index
-}
-
-private func locked(_ body: () -> Void) {
-    var mask = sigset_t()
-    alps_block_signals(&mask)
-    alps_shim_lock()
-    body()
-    alps_shim_unlock()
-    alps_restore_signals(&mask)
 }
 
 // MARK: - letting go
@@ -335,7 +326,7 @@ func dropRing(_ found: EntryPointer) {
 private func dropKnownRing(_ found: EntryPointer) {
     locked {
         let index = Int(found.pointee.ring)
-        guard index != 0, let rings = table.rings else { return }
+        guard index != 0, let rings = ringTable.rings else { return }
         found.pointee.ring = 0
         rings[index - 1].descriptors -= 1
         unmapIfUnused(rings + (index - 1))
@@ -346,21 +337,21 @@ private func dropKnownRing(_ found: EntryPointer) {
 @inline(__always)
 func shareRing(_ found: EntryPointer) {
     let index = Int(found.pointee.ring)
-    if index != 0 { locked { table.rings.unsafelyUnwrapped[index - 1].descriptors += 1 } }
+    if index != 0 { locked { ringTable.rings.unsafelyUnwrapped[index - 1].descriptors += 1 } }
 }
 
 private func unmapIfUnused(_ ring: RingPointer) {
     guard ring.pointee.descriptors <= 0, ring.pointee.users <= 0, ring.pointee.handle != 0 else { return }
     _ = alps_sys_munmap(ring.pointee.page, ring.pointee.bytes)
     ring.pointee = MappedStreamRing()
-    table.count -= 1
+    ringTable.count -= 1
 }
 
 /// In the child of a fork: only this thread is left.
 func forgetRingUsers() {
-    openings = 0
-    guard table.count > 0, let rings = table.rings else { return }
-    for index in 0..<mostRings where rings[index].handle != 0 { rings[index].users = 0 }
+    ringOpenings = 0
+    guard ringTable.count > 0, let rings = ringTable.rings else { return }
+    for index in 0..<mostStreamRings where rings[index].handle != 0 { rings[index].users = 0 }
 }
 
 /// The ring under a descriptor, kept mapped until `endUse`. nil: it has none, or the number means another file by now. Signals
@@ -374,11 +365,11 @@ func beginUse(_ descriptor: Int32) -> RingPointer? {
     return beginUse(found)
 }
 
-private func beginUse(_ found: EntryPointer) -> RingPointer? {
+func beginUse(_ found: EntryPointer) -> RingPointer? {
     alps_shim_lock()
     defer { alps_shim_unlock() }
     let index = Int(found.pointee.ring)
-    guard index != 0, let rings = table.rings, rings[index - 1].handle == found.pointee.handle else { return nil }
+    guard index != 0, let rings = ringTable.rings, rings[index - 1].handle == found.pointee.handle else { return nil }
     rings[index - 1].users += 1
     return rings + (index - 1)
 }
@@ -388,191 +379,4 @@ func endUse(_ ring: RingPointer) {
     ring.pointee.users -= 1
     unmapIfUnused(ring)
     alps_shim_unlock()
-}
-
-// MARK: - locks and bells
-
-/// Takes a lock of the page. Signals are blocked by the caller. False if that seems not to be possible: then the pair is
-/// the way, whose bytes come in their order.
-func lock(_ word: UnsafeMutablePointer<UInt32>) -> Bool {
-    let thread = alps_sys_thread()
-    for _ in 0..<200 {
-        if alps_load_word(word) == 0, alps_swap_word(word, 0, thread) != 0 { return true }
-        alps_pause()
-    }
-    let error = alps_errno()
-    defer { alps_set_errno(error) }
-    var attempts = 0
-    for _ in 0..<100 {
-        var value = alps_load_word(word)
-        if value == 0 {
-            if alps_swap_word(word, 0, thread | ALPS_RING_WAITED) != 0 { return true }
-            continue
-        }
-        if value & ALPS_RING_WAITED == 0 {
-            guard alps_swap_word(word, value, value | ALPS_RING_WAITED) != 0 else { continue }
-            value |= ALPS_RING_WAITED
-        }
-        guard alps_sys_futex_wait_shared(word, value, 50) < 0, alps_errno() == ETIMEDOUT else { continue }
-        let owner = value & ~ALPS_RING_WAITED
-        // The host holds it for microseconds, or has died.
-        attempts += 1
-        if owner == ALPS_RING_HOST, attempts > 10 { return false }
-        if owner < ALPS_RING_OPENING, alps_sys_thread_exists(owner) == 0,
-            alps_swap_word(word, value, thread | ALPS_RING_WAITED) != 0
-        {
-            return true
-        }
-    }
-    return false
-}
-
-func unlock(_ word: UnsafeMutablePointer<UInt32>) {
-    if alps_exchange_word(word, 0) & ALPS_RING_WAITED != 0 { alps_sys_futex_wake_shared(word) }
-}
-
-@inline(__always)
-func ringBell(_ descriptor: Int32, _ word: UnsafeMutablePointer<UInt32>) {
-    if alps_load_word(word) != 0, alps_exchange_word(word, 0) != 0 { wakeHost(descriptor) }
-}
-
-@inline(never)
-private func wakeHost(_ descriptor: Int32) {
-    guard let found = entry(of: descriptor) else { return }
-    var nothing: UInt8 = 0
-    if !tell(ALPS_OP_STREAM_BELL, about: found, &nothing, 0, tail: nil, 0) { closeRingOfDeadPair(descriptor) }
-}
-
-/// Nobody will take what is written into a ring whose host has died: from now on the pair says so.
-func closeRingOfDeadPair(_ descriptor: Int32) {
-    guard let found = entry(of: descriptor), found.pointee.ring != 0, !activation.confined,
-        alps_sys_poll(descriptor, 0, 0) & POLLHUP != 0
-    else { return }
-    var mask = sigset_t()
-    alps_block_signals(&mask)
-    if let ring = beginUse(descriptor) {
-        _ = alps_set_bits(&ring.pointee.page.unsafelyUnwrapped.pointee.closed, ALPS_RING_SEND)
-        endUse(ring)
-    }
-    alps_restore_signals(&mask)
-}
-
-// MARK: - back to the pair
-
-/// The host carries these directions of a stream in its pair again. `forGood`: for ever, whoever holds it.
-@inline(never)
-func returnToPair(_ descriptor: Int32, _ directions: UInt32 = ALPS_RING_RECEIVE | ALPS_RING_SEND, forGood: Bool) {
-    guard let found = entry(of: descriptor), found.pointee.kind == .stream || found.pointee.kind == .freshStream else { return }
-    let error = alps_errno()
-    if cookie(of: descriptor) == found.pointee.cookie { returnToPair(found, descriptor, directions, forGood: forGood) }
-    alps_set_errno(error)
-}
-
-/// `descriptor`: a number of this process, which may be a child that has the entry's memory but descriptors of its own.
-private func returnToPair(_ found: EntryPointer, _ descriptor: Int32, _ directions: UInt32, forGood: Bool) {
-    var directions = directions
-    var isNew = false
-    if forGood {
-        isNew = set(found, Entry.inBandForGood) & Entry.inBandForGood == 0
-        directions |= ALPS_RING_NEVER_AGAIN
-    }
-    while found.pointee.has(Entry.opensRing) { alps_sys_yield() }
-    guard !activation.confined else { return }
-    var mask = sigset_t()
-    alps_block_signals(&mask)
-    if let ring = beginUse(found) {
-        let page = ring.pointee.page.unsafelyUnwrapped
-        let reads = lock(&page.pointee.read_lock)
-        let writes = lock(&page.pointee.write_lock)
-        _ = ask(ALPS_OP_STREAM_PAIR, about: found, &directions, 4)
-        if directions & ALPS_RING_SEND != 0 {
-            _ = alps_clear_bits(&found.pointee.ringState, Entry.opensWriting)
-            var room = Int32(ALPS_RING_PAIR_SNDBUF_INBAND)
-            _ = alps_sys_setsockopt(descriptor, SOL_SOCKET, SO_SNDBUF, &room, 4)
-        }
-        if writes { unlock(&page.pointee.write_lock) }
-        if reads { unlock(&page.pointee.read_lock) }
-        endUse(ring)
-        // A process that confines itself must not so much as look at it.
-        if forGood { dropRing(found) }
-    } else if isNew, found.pointee.born == forks {
-        // By another number it may be found worth a ring.
-        _ = ask(ALPS_OP_STREAM_PAIR, about: found, &directions, 4)
-    }
-    alps_restore_signals(&mask)
-}
-
-@inline(__always)
-func returnToPairForGood(_ descriptor: Int32) {
-    guard activation.active, let found = entry(of: descriptor), found.pointee.kind == .stream || found.pointee.kind == .freshStream,
-        !found.pointee.has(Entry.inBandForGood) || found.pointee.ring != 0
-    else { return }
-    returnToPair(descriptor, forGood: true)
-}
-
-/// All streams, or those that another program would inherit.
-func returnAllToPairs(inheritedOnly: Bool) {
-    guard let entries = fileTable.entries else { return }
-    let error = alps_errno()
-    let borrows = alps_shim_borrows_memory() != 0
-    // A child of vfork has given its descriptors numbers that the table, which is its parent's, knows nothing of.
-    let highest = borrows ? max(fileTable.highest, 1023) : fileTable.highest
-    for descriptor in 0...Int32(bitPattern: highest) {
-        let found = entries[Int(descriptor)]
-        guard borrows || found.kind == .stream && (inheritedOnly || found.ring != 0) else { continue }
-        if inheritedOnly {
-            let flags = alps_sys_fcntl(descriptor, F_GETFD, 0)
-            guard flags >= 0, flags & FD_CLOEXEC == 0 else { continue }
-        }
-        if !borrows {
-            returnToPairForGood(descriptor)
-            continue
-        }
-        let cookie = cookie(of: descriptor)
-        guard cookie != 0 else { continue }
-        for index in 0...Int(fileTable.highest) where entries[index].cookie == cookie && entries[index].kind == .stream {
-            returnToPair(entries + index, descriptor, ALPS_RING_RECEIVE | ALPS_RING_SEND, forGood: true)
-        }
-    }
-    alps_set_errno(error)
-}
-
-/// Before libc starts another program by itself.
-@c(alps_shim_starts_program)
-public func shimStartsProgram() {
-    ensureReady()
-    if activation.active { returnAllToPairs(inheritedOnly: true) }
-}
-
-/// Whether bytes have to go by way of the shim's own functions, not of libc's.
-@c(alps_shim_has_ring)
-public func shimHasRing(_ descriptor: Int32) -> Int32 {
-    ensureReady()
-    return kind(of: descriptor) == .stream && hasRing(descriptor) ? 1 : 0
-}
-
-@c(alps_shim_in_band)
-public func shimInBand(_ descriptor: Int32) {
-    ensureReady()
-    returnToPairForGood(descriptor)
-}
-
-/// Descriptors that are about to be passed to another process.
-func returnPassedToPairs(_ message: msghdr) {
-    guard let control = message.msg_control else { return }
-    let end = Int(message.msg_controllen)
-    var position = 0
-    while position + MemoryLayout<cmsghdr>.size <= end {
-        let header = (control + position).loadUnaligned(as: cmsghdr.self)
-        let length = Int(header.cmsg_len)
-        guard length >= MemoryLayout<cmsghdr>.size, position + length <= end else { return }
-        if header.cmsg_level == SOL_SOCKET, header.cmsg_type == Int32(SCM_RIGHTS) {
-            var each = position + MemoryLayout<cmsghdr>.size
-            while each + 4 <= position + length {
-                returnToPairForGood((control + each).loadUnaligned(as: Int32.self))
-                each += 4
-            }
-        }
-        position += (length + 7) & ~7
-    }
 }

@@ -24,6 +24,9 @@ struct Activation {
     var strictVariable: UnsafeMutablePointer<CChar>? = nil
     /// What tells the filter of `alps run --strict` that a socket of the kernel is wanted; 0 without one.
     var strictToken: UInt = 0
+    /// Bytes that a stream moves in one direction, in large calls, until it gets a ring. By then its buffers have grown to
+    /// what the path takes: the ring that takes their place keeps its size.
+    var bulkAmount: UInt32 = 4 << 20
     /// Path of this library.
     var library: UnsafePointer<CChar>? = nil
 }
@@ -64,6 +67,7 @@ func setUp() {
         activation.udpVariable = keep("ALPS_UDP", variable("ALPS_UDP"), &text)
         activation.strictVariable = keep("ALPS_STRICT", variable("ALPS_STRICT"), &text)
         if let token = variable("ALPS_STRICT") { activation.strictToken = UInt(strtoul(token, nil, 16)) }
+        if let amount = variable("ALPS_RING_AFTER") { activation.bulkAmount = UInt32(truncatingIfNeeded: strtoul(amount, nil, 10)) }
         if let doorway { findDoorway(doorway) }
         if let ranges = variable("ALPS_BYPASS") { parseBypassRanges(ranges) }
         alps_shim_at_fork(beforeFork, alpsShimAfterFork)

@@ -36,7 +36,11 @@ func sendThroughRing(_ descriptor: Int32, _ parts: UnsafePointer<iovec>, _ count
                 endPairWrite(descriptor)
                 noteWritten(descriptor, sent - done)
                 return sent
-            case .full: room = min(room, Int(ALPS_RING_PAIR_CHUNK))
+            case .full:
+                let sent = sendBesideFullRing(descriptor, &vector, room, flags)
+                guard sent >= 0 else { return done > 0 ? done : finishWrite(descriptor) }
+                done += sent
+                continue
             }
         } else {
             // A small buffer in the kernel takes the place of the one that the host has left a byte in: that might be so
@@ -73,6 +77,45 @@ private func sendRest(_ descriptor: Int32, _ vector: inout Vector, _ done: Int, 
     return done
 }
 
+/// Buffers of the kernel that a pair holds until it is full, and one.
+private var pairBuffers: Int { 9 }
+
+/// The ring is full: so much goes through the pair that it is full, too, and the kernel blocks or says that it would. In pieces:
+/// the host leaves one byte there, and the kernel takes the pair for full while a quarter of it belongs to that byte.
+private func sendBesideFullRing(_ descriptor: Int32, _ vector: inout Vector, _ left: Int, _ flags: Int32) -> Int {
+    withUnsafeTemporaryAllocation(of: mmsghdr.self, capacity: pairBuffers) { messages in
+        withUnsafeTemporaryAllocation(of: iovec.self, capacity: pairBuffers) { parts in
+            guard let first = messages.baseAddress, let pieces = parts.baseAddress else { return 0 }
+            var ahead = vector
+            var taken = 0
+            var count = 0
+            while count < pairBuffers, taken < left {
+                let piece = ahead.take(min(left - taken, Int(ALPS_RING_PAIR_CHUNK)))
+                guard piece.count > 0 else { break }
+                pieces[count] = iovec(iov_base: piece.baseAddress, iov_len: piece.count)
+                first[count] = mmsghdr()
+                first[count].msg_hdr.msg_iov = pieces + count
+                first[count].msg_hdr.msg_iovlen = 1
+                taken += piece.count
+                count += 1
+            }
+            countPair(descriptor, isEnd: false)
+            let sent = real.sendmmsg.unsafelyUnwrapped(
+                descriptor, first, UInt32(count), flags & Int32(MSG_DONTWAIT | MSG_NOSIGNAL))
+            countPair(descriptor, isEnd: true)
+            guard sent > 0 else { return sent < 0 ? -1 : 0 }
+            var done = 0
+            for index in 0..<Int(sent) {
+                let length = Int(first[index].msg_len)
+                let piece = vector.take(pieces[index].iov_len)
+                vector.giveBack(piece.count - length)
+                done += length
+            }
+            return done
+        }
+    }
+}
+
 /// Real bytes through the pair: the kernel blocks, or says that it would. They are counted around the call, see stream-ring.h.
 func sendIntoPair(_ descriptor: Int32, _ piece: UnsafeMutableRawBufferPointer, _ flags: Int32) -> Int {
     countPair(descriptor, isEnd: false)
@@ -95,7 +138,7 @@ private func finishOpening(_ descriptor: Int32) -> Bool {
     alps_block_signals(&mask)
     if let found = entry(of: descriptor), let ring = beginUse(descriptor) {
         let page = ring.pointee.page.unsafelyUnwrapped
-        spinForRoom(page)
+        waitForHost(page)
         if isBehind(page), alps_load_word(&page.pointee.closed) & ALPS_RING_SEND == 0 {
             isDone = false
         } else if lock(&page.pointee.write_lock) {
@@ -150,7 +193,7 @@ private func putIntoRing(
     guard let ring = beginUse(descriptor) else { return .closed }
     defer { endUse(ring) }
     let page = ring.pointee.page.unsafelyUnwrapped
-    spinForRoom(page)
+    waitForHost(page)
     // Then it goes through the pair, which knows if there is nobody to take it.
     guard lock(&page.pointee.write_lock) else { return .full }
     let result = putLocked(ring, page, min(wanted, longestPut), fill)
@@ -169,11 +212,11 @@ private func space(_ page: RingPage) -> UInt64 {
     return used < limit ? limit - used : 0
 }
 
-/// A host that is awake takes what is in the pair, and hears of room, within microseconds.
-private func spinForRoom(_ page: RingPage) {
-    var left = 400
-    while left > 0, isBehind(page) || space(page) == 0 {
-        alps_pause()
+/// A host that has been rung takes what is in the pair within microseconds, if it gets the processor.
+private func waitForHost(_ page: RingPage) {
+    var left = 20
+    while left > 0, isBehind(page) {
+        alps_sys_yield()
         left -= 1
     }
 }
@@ -186,7 +229,9 @@ private func putLocked(
     guard !isBehind(page) else { return .full }
     var tail = alps_load_position(&page.pointee.send_tail)
     var free = space(page)
-    guard free > 0, free <= capacity else { return .full }
+    // A writer that is faster than the network waits for a good piece, instead of taking each segment's room by itself.
+    let worthwhile = min(UInt64(wanted), UInt64(step), UInt64(alps_load_word(&page.pointee.send_limit)) / 3)
+    guard free > 0, free >= worthwhile, free <= capacity else { return .full }
     var done = 0
     while done < wanted, free > 0 {
         let start = tail & (capacity - 1)

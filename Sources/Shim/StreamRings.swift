@@ -66,7 +66,7 @@ extension Entry {
 
 /// Payload of calls from which a stream is taken for one of bulk data, bytes; and how much of it.
 var bulkCall: Int { 16384 }
-private var bulkAmount: UInt32 { 262_144 }
+var bulkAmount: UInt32 { activation.bulkAmount }
 
 @inline(__always)
 func hasRing(_ descriptor: Int32) -> Bool {

@@ -18,6 +18,12 @@ PYTHON = "/usr/bin/python3"
 SEEDS = int(os.environ.get("ALPS_RING_SEEDS", 300))
 
 
+@pytest.fixture(autouse=True)
+def early(monkeypatch):
+    """Rings come soon, so that much happens beside them."""
+    monkeypatch.setenv("ALPS_RING_AFTER", str(1 << 18))
+
+
 @pytest.fixture(scope="session")
 def programs(tmp_path_factory):
     """Compiles a program, once; `-static`: so that the shim is not in it."""

@@ -103,8 +103,9 @@ package final class SocketLayer {
             "kern.ipc.maxsockbuf", "largest buffer a program may ask for, bytes", kind: .bytes, default: 8 << 20,
             range: 4608...(1 << 30))
         ringSpace = tunables.add(
-            "kern.ipc.ringspace", "size of a stream's ring in shared memory, a power of two, bytes; 0: none are made",
-            kind: .bytes, default: 4 << 20, range: 0...(1 << 30))
+            "kern.ipc.ringspace",
+            "least size of a stream's ring in shared memory, a power of two, bytes; 0: none are made", kind: .bytes,
+            default: 1 << 20, range: 0...(1 << 30))
         maxRings = tunables.add(
             "kern.ipc.maxrings", "most streams with rings in shared memory at a time", kind: .integer, default: 1024,
             range: 0...(1 << 20))

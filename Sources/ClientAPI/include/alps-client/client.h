@@ -46,6 +46,7 @@
 #define ALPS_ENV_STRICT "ALPS_STRICT"    ///< hexadecimal token of the seccomp filter of `alps run --strict`
 #define ALPS_ENV_TCP "ALPS_TCP"          ///< variant of TCP for this process ("other" for "tcp/other")
 #define ALPS_ENV_UDP "ALPS_UDP"          ///< the same for UDP
+#define ALPS_ENV_RING_AFTER "ALPS_RING_AFTER"  ///< bytes until a stream gets a ring (stream-ring.h), decimal
 #define ALPS_DOORWAY_BYTE 0x44u  ///< 'D'
 #define ALPS_PEER_NAME_PREFIX "alps/"    ///< abstract name prefix of host ends
 

@@ -12,9 +12,10 @@
 /// receive_inband: somebody has read the pair without it.
 ///
 /// From the application. A writer takes `write_lock`, writes at send_tail, as far as send_head + send_limit allows, and moves
-/// send_tail. When the ring is full it writes into the pair instead, at most ALPS_RING_PAIR_CHUNK bytes a call so that
-/// the byte that the host leaves there does not keep much of the pair's memory: so blocking, time-outs and signals are the
-/// kernel's, and the pair is writable when the socket is. It counts pair_started before and pair_finished after such a call.
+/// send_tail. When the ring is full it writes into the pair instead, until that is full, too: so blocking, time-outs and signals
+/// are the kernel's, and the pair is writable when the socket is. In messages of ALPS_RING_PAIR_CHUNK bytes, so that the byte
+/// that the host leaves there does not keep much of the pair's memory, and counting pair_started before and pair_finished
+/// after the call.
 /// The host appends what is in the pair to the stream when a third of the ring is free, with `write_lock` taken, and then
 /// sets pair_drained to the pair_finished that it had seen before. While the two differ nobody writes into the ring.
 ///

@@ -16,12 +16,16 @@ extension StreamChannel {
         guard isOpen, socket.isConnected, !socket.isDisconnected else { return (EAGAIN, information) }
         var opened: UInt32 = 0
         let mayReceive = !needsPairToReceive(socket) && !socket.urgent.isMirrored
-        if directions & ALPS_RING_RECEIVE != 0, !isActive(ALPS_RING_RECEIVE), mayReceive {
+        if directions & ALPS_RING_RECEIVE != 0, !isActive(ALPS_RING_RECEIVE), mayReceive,
+            hasRoom(ALPS_RING_RECEIVE, socket.raw.pointee.rcv)
+        {
             opened |= ALPS_RING_RECEIVE
         }
         // All that was written is taken over by now, or there is no room for it.
         let maySend = !socket.cannotSendMore && !applicationWillWriteNoMore && socket.raw.pointee.snd.low_water == 0 && isPairTaken
-        if directions & ALPS_RING_SEND != 0, !isActive(ALPS_RING_SEND), maySend { opened |= ALPS_RING_SEND }
+        if directions & ALPS_RING_SEND != 0, !isActive(ALPS_RING_SEND), maySend,
+            hasRoom(ALPS_RING_SEND, socket.raw.pointee.snd)
+        { opened |= ALPS_RING_SEND }
         guard let ring = ring ?? (opened == 0 ? nil : makeRing(socket)), activeRings | opened != 0 else {
             return (EAGAIN, information)
         }
@@ -35,6 +39,12 @@ extension StreamChannel {
         information.directions = activeRings
         information.is_first = opened
         return (0, information)
+    }
+
+    /// A buffer that has grown since the file was made, for the other direction, stays where it is.
+    private func hasRoom(_ direction: UInt32, _ buffer: alps_sockbuf) -> Bool {
+        guard let ring else { return true }
+        return ring.capacity(direction) >= max(buffer.capacity, buffer.limit)
     }
 
     private func makeRing(_ socket: Socket) -> StreamRing? {
@@ -101,9 +111,14 @@ extension StreamChannel {
     }
 
     /// Something that only the pair can show: urgent data, the end of the stream, a reset.
-    private func needsPairToReceive(_ socket: Socket) -> Bool {
-        socket.cannotReceiveMore || socket.isDisconnected || socket.urgent.position != nil || socket.urgent.isPending
-    }
+    private func needsPairToReceive(_ socket: Socket) -> Bool { hasEnded(socket) || hasUrgent(socket) }
+
+    private func hasEnded(_ socket: Socket) -> Bool { socket.cannotReceiveMore || socket.isDisconnected }
+
+    private func hasUrgent(_ socket: Socket) -> Bool { socket.urgent.position != nil || socket.urgent.isPending }
+
+    /// What the pair takes at once: with no more left a read brings as much as before when the ring is closed.
+    private static let restForPair = 65536
 
     /// The pair has been closed: whoever uses the ring finds out.
     func endRing() {
@@ -218,7 +233,7 @@ extension StreamChannel {
 
     /// Keeps the next byte of a ring that is not empty in the pair. False if a client holds the lock.
     private func showReadable(_ socket: Socket, _ ring: RingWords) {
-        let isUnusual = needsPairToReceive(socket)
+        let isUnusual = hasUrgent(socket) || hasEnded(socket) && socket.receiveAvailable <= Self.restForPair
         needsReadLock = false
         guard isUnusual || lacksByteInPair(socket, ring) else { return }
         guard ring.tryLockReading() else {
@@ -322,7 +337,7 @@ extension StreamChannel {
         return borrowed { socket in
             let used = socket.raw.pointee.rcv.tail &- socket.raw.pointee.rcv.head
             let isFull = used > UInt64(socket.raw.pointee.rcv.limit) / 2
-            ring.setBells(read: isFull || needsReadLock ? 2 : 1, write: 1)
+            ring.setBells(read: isFull || needsReadLock || needsPairToReceive(socket) ? 2 : 1, write: 1)
             alps_full_fence()
             let hasMoved = isActive(ALPS_RING_SEND) && ring.sendTail != socket.raw.pointee.snd.tail
                 || isActive(ALPS_RING_RECEIVE) && ring.receiveHead > socket.raw.pointee.rcv.head

@@ -53,6 +53,8 @@ final class StreamRing {
         Glibc.close(descriptor)
     }
 
+    func capacity(_ direction: UInt32) -> UInt32 { extents[direction == ALPS_RING_RECEIVE ? 0 : 1].length }
+
     /// Storage for a socket's buffer, with one reference; what refers to it keeps the mapping.
     func storage(_ direction: UInt32) -> UnsafeMutablePointer<alps_ext> {
         let ext = extents + (direction == ALPS_RING_RECEIVE ? 0 : 1)

@@ -155,7 +155,13 @@ enum ClientRequests {
         case UInt32(ALPS_OP_UNCONNECT): session.reply(frame, error: socket.disconnect())
         case UInt32(ALPS_OP_SHUTDOWN):
             guard let how = load(payload, Int32.self) else { return session.reply(frame, error: EINVAL) }
-            session.reply(frame, error: shutdown(socket, how))
+            let status = shutdown(socket, how)
+            if how != ALPS_SHUT_WR, let channel = socket.channel as? StreamChannel {
+                // What is in a ring has to be in the pair before that is shut down.
+                channel.applicationReadsNoMore = true
+                channel.update(socket)
+            }
+            session.reply(frame, error: status)
         case UInt32(ALPS_OP_GETSOCKOPT):
             guard let request = load(payload, alps_sockopt_request.self) else { return session.reply(frame, error: EINVAL) }
             let (error, value) = socket.getOption(

@@ -111,9 +111,9 @@ extension StreamChannel {
     }
 
     /// Something that only the pair can show: urgent data, the end of the stream, a reset.
-    private func needsPairToReceive(_ socket: Socket) -> Bool { hasEnded(socket) || hasUrgent(socket) }
-
-    private func hasEnded(_ socket: Socket) -> Bool { socket.cannotReceiveMore || socket.isDisconnected }
+    private func needsPairToReceive(_ socket: Socket) -> Bool {
+        socket.cannotReceiveMore || socket.isDisconnected || hasUrgent(socket)
+    }
 
     private func hasUrgent(_ socket: Socket) -> Bool { socket.urgent.position != nil || socket.urgent.isPending }
 
@@ -233,7 +233,9 @@ extension StreamChannel {
 
     /// Keeps the next byte of a ring that is not empty in the pair. False if a client holds the lock.
     private func showReadable(_ socket: Socket, _ ring: RingWords) {
-        let isUnusual = hasUrgent(socket) || hasEnded(socket) && socket.receiveAvailable <= Self.restForPair
+        let isUnusual =
+            hasUrgent(socket) || socket.isDisconnected || applicationReadsNoMore
+            || socket.cannotReceiveMore && socket.receiveAvailable <= Self.restForPair
         needsReadLock = false
         guard isUnusual || lacksByteInPair(socket, ring) else { return }
         guard ring.tryLockReading() else {

@@ -26,6 +26,8 @@ final class StreamChannel: Channel {
     var words: RingWords?
     /// ALPS_RING_*: directions that use them.
     var activeRings: UInt32 = 0
+    /// It has shut down reading.
+    var applicationReadsNoMore = false
     /// Code that knows nothing of rings may use the socket.
     var staysInBand = false
     var isWatched = false

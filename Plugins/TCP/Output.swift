@@ -291,11 +291,11 @@ extension UnsafeMutablePointer where Pointee == Connection {
     func selectWindow(keeps: Bool) -> UInt16 {
         let scale = UInt32(pointee.rcvScale)
         let current = UInt32(truncatingIfNeeded: max(0, pointee.rcvAdv - pointee.rcvNxt))
+        let room = instance.sockets.pointee.receive_space(instance.socketLayer, socket)
         var space = current
         if !keeps {
             let limit = socket.pointee.rcv.limit
-            var free = instance.sockets.pointee.receive_space(instance.socketLayer, socket)
-            if pointee.windowClamp != 0 { free = min(free, pointee.windowClamp) }
+            let free = pointee.windowClamp == 0 ? room : min(room, pointee.windowClamp)
             if free > current,
                 free - current >= min(limit / 2, max(pointee.advertisedMSS, 1)) || instance.isOn(.wholeSegmentBuffers)
             {
@@ -303,8 +303,11 @@ extension UnsafeMutablePointer where Pointee == Connection {
             }
         }
         space = min(space, 65535 << scale)
-        // Rounding down a window that has not grown would move its edge back.
-        let kept = min((current &+ (1 << scale) &- 1) >> scale, 65535)
+        // Rounding down a window that has not grown would move its edge back. Rounding up promises a little more with each
+        // acknowledgment: not what there is no room for. Then the edge seems to go back by less than a unit, and what was
+        // promised before is still taken (RFC 7323, 2.4).
+        let up = (current &+ (1 << scale) &- 1) >> scale
+        let kept = min(up << scale <= max(room, current) ? up : current >> scale, 65535)
         let field = max(kept, space >> scale)
         let edge = pointee.rcvNxt + (field << scale)
         if edge > pointee.rcvAdv { pointee.rcvAdv = edge }

@@ -188,15 +188,16 @@ package final class SenderFlow {
             fail("the acknowledgment goes back from \(last) to \(segment.acknowledgment)")
         }
         lastAckSent = segment.acknowledgment
-        // RFC 9293, SHLD-14: the right edge does not move back. A SYN that is repeated cannot say more than 65535.
+        // RFC 9293, SHLD-14: the right edge does not move back, but by what rounding to units of the scale takes away
+        // (RFC 7323, 2.4). A SYN that is repeated cannot say more than 65535.
         if edgeSent != nil, segment.flags.contains(.syn) { return }
         let scale = segment.flags.contains(.syn) || peerScale == nil ? 0 : UInt32(ownScale ?? 0)
         let edge = segment.acknowledgment &+ segment.window << scale
-        if let before = edgeSent, distance(edge, before) < 0 {
-            fail("the receive window shrinks by \(distance(before, edge)) bytes")
-        } else {
+        guard let before = edgeSent, distance(edge, before) < 0 else {
             edgeSent = edge
+            return
         }
+        if distance(before, edge) >= 1 << scale { fail("the receive window shrinks by \(distance(before, edge)) bytes") }
     }
 
     private func checkWindow(_ segment: WireSegment) {

@@ -100,8 +100,17 @@ func sendNetlink(
         }
         header.address = address
     }
+    return sendOverSession(descriptor, found, &header, message, count, flags)
+}
+
+/// A netlink or packet socket's message of `count` bytes with its header. Bytes sent, or -1.
+func sendOverSession(
+    _ descriptor: Int32, _ found: EntryPointer, _ header: inout alps_datagram_header, _ message: UnsafePointer<msghdr>,
+    _ count: Int, _ flags: Int32
+) -> Int {
     if activation.confined {
-        // No call but the program's own: the host takes what is in the pair for a question.
+        // No call but the program's own: what is in the pair is a question to the stack, or a frame for the interface that
+        // the socket is bound to.
         var inner = message.pointee
         inner.msg_name = nil
         inner.msg_namelen = 0
@@ -109,16 +118,20 @@ func sendNetlink(
         inner.msg_controllen = 0
         return real.sendmsg.unsafelyUnwrapped(descriptor, &inner, flags | Int32(MSG_NOSIGNAL))
     }
-    guard let memory = alps_map_anonymous(count) else { return fail(ENOBUFS) }
+    guard let memory = alps_map_anonymous(max(count, 1)) else { return fail(ENOBUFS) }
     var done = 0
     for index in 0..<Int(message.pointee.msg_iovlen) {
         let part = message.pointee.msg_iov[index]
         if part.iov_len > 0, let bytes = part.iov_base { memcpy(memory + done, bytes, part.iov_len) }
         done += part.iov_len
     }
-    let reply = ask(ALPS_OP_SEND_DATAGRAM, about: found, &header, headerSize, tail: memory, count)
-    munmap(memory, count)
-    return reply.error == 0 ? count : fail(controlError(reply.error))
+    // A ring of frames tells how much it sent.
+    var sent = UInt32(truncatingIfNeeded: count)
+    let reply = ask(
+        ALPS_OP_SEND_DATAGRAM, about: found, &header, MemoryLayout<alps_datagram_header>.size, tail: memory, count,
+        into: &sent, 4)
+    munmap(memory, max(count, 1))
+    return reply.error == 0 ? Int(sent) : fail(controlError(reply.error))
 }
 
 // MARK: - control messages

@@ -70,26 +70,7 @@ func sendPacket(
         guard let address = readPacketName(name, message.pointee.msg_namelen) else { return fail(EINVAL) }
         header.address = address
     }
-    if activation.confined {
-        // No call but the program's own: the host sends what is in the pair on the interface that the socket is bound to.
-        var inner = message.pointee
-        inner.msg_name = nil
-        inner.msg_namelen = 0
-        inner.msg_control = nil
-        inner.msg_controllen = 0
-        return real.sendmsg.unsafelyUnwrapped(descriptor, &inner, flags | Int32(MSG_NOSIGNAL))
-    }
-    guard let memory = alps_map_anonymous(max(count, 1)) else { return fail(ENOBUFS) }
-    var done = 0
-    for index in 0..<Int(message.pointee.msg_iovlen) {
-        let part = message.pointee.msg_iov[index]
-        if part.iov_len > 0, let bytes = part.iov_base { memcpy(memory + done, bytes, part.iov_len) }
-        done += part.iov_len
-    }
-    var sent: UInt32 = 0
-    let reply = ask(ALPS_OP_SEND_DATAGRAM, about: found, &header, headerSize, tail: memory, count, into: &sent, 4)
-    munmap(memory, max(count, 1))
-    return reply.error == 0 ? Int(sent) : fail(controlError(reply.error))
+    return sendOverSession(descriptor, found, &header, message, count, flags)
 }
 
 // MARK: - options

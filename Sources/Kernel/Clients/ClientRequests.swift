@@ -26,11 +26,8 @@ enum ClientRequests {
         if UInt32(frame.op) == UInt32(ALPS_OP_LINGER) {
             return linger(session, frame, until: HeldDescriptor(copyOf: possession))
         }
-        if let channel = kernel.server?.netlinkChannels[SocketHandle(rawValue: frame.socket)] {
-            return NetlinkRequests.execute(session, frame, payload, channel, possession: possession)
-        }
-        if let channel = kernel.server?.linkChannels[SocketHandle(rawValue: frame.socket)] {
-            return LinkRequests.execute(session, frame, payload, channel, possession: possession)
+        if let channel = kernel.server?.messageChannels[SocketHandle(rawValue: frame.socket)] {
+            return MessageRequests.execute(session, frame, payload, channel, possession: possession)
         }
         guard let socket = kernel.sockets.find(SocketHandle(rawValue: frame.socket)), !socket.isClosed else {
             return onEndedSocket(session, frame, payload)
@@ -65,10 +62,9 @@ enum ClientRequests {
 
     private static func makeSocket(_ session: Session, _ frame: alps_frame, _ payload: [UInt8]) {
         guard let request = load(payload, alps_socket_request.self) else { return session.reply(frame, error: EINVAL) }
-        if request.domain == AF_NETLINK { return NetlinkRequests.makeSocket(session, frame, request) }
-        if request.domain == AF_PACKET {
-            guard isPrivileged(session) else { return session.reply(frame, error: EPERM) }
-            return LinkRequests.makeSocket(session, frame, request)
+        guard request.domain != AF_PACKET || isPrivileged(session) else { return session.reply(frame, error: EPERM) }
+        if request.domain == AF_NETLINK || request.domain == AF_PACKET {
+            return MessageRequests.makeSocket(session, frame, request)
         }
         let kernel = session.kernel
         let type = request.type & 0xff

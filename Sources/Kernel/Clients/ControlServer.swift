@@ -25,12 +25,9 @@ package final class ControlServer {
     private(set) lazy var datagramBatch = DatagramBatch()
     /// Sockets whose pairs carry connections.
     var listeners: Set<SocketHandle> = []
-    /// Netlink sockets of clients.
-    var netlinkChannels: [SocketHandle: NetlinkChannel] = [:]
-    private var lastNetlinkIndex: UInt32 = 0
-    /// Packet sockets of clients.
-    var linkChannels: [SocketHandle: LinkChannel] = [:]
-    private var lastLinkIndex: UInt32 = 0
+    /// Netlink and packet sockets of clients.
+    var messageChannels: [SocketHandle: MessageChannel] = [:]
+    private var lastMessageIndex: UInt32 = 0
     /// The file that this host has made.
     private var socketFile: (device: dev_t, inode: ino_t)?
     /// Given up for a moment to turn a client away when descriptors have run out; a listener that is not accepted from
@@ -155,8 +152,7 @@ package final class ControlServer {
     package func stop() {
         for session in Array(sessions.values) { session.end() }
         for doorway in Array(doorways.values) { doorway.end() }
-        for channel in Array(netlinkChannels.values) { netlinkChannelEnded(channel) }
-        for channel in Array(linkChannels.values) { linkChannelEnded(channel) }
+        for channel in Array(messageChannels.values) { messageChannelEnded(channel) }
         if listener >= 0 {
             kernel.reactor?.remove(listener, handler: acceptor)
             close(listener)
@@ -282,25 +278,19 @@ package final class ControlServer {
     /// The local name that a socket had whose both directions have ended.
     func lastName(_ handle: SocketHandle) -> alps_client_sockaddr? { tombstones[handle] }
 
-    func newNetlinkHandle() -> SocketHandle {
-        lastNetlinkIndex &+= 1
-        return SocketHandle(netlinkIndex: lastNetlinkIndex, generation: UInt32(truncatingIfNeeded: instance))
+    /// Of a netlink or packet socket.
+    func newMessageHandle() -> SocketHandle {
+        while true {
+            lastMessageIndex &+= 1
+            let handle = SocketHandle(messageIndex: lastMessageIndex, generation: UInt32(truncatingIfNeeded: instance))
+            if messageChannels[handle] == nil { return handle }
+        }
     }
 
     /// The last holder of its descriptor has let go of it.
-    func netlinkChannelEnded(_ channel: NetlinkChannel) {
+    func messageChannelEnded(_ channel: MessageChannel) {
         channel.close()
-        netlinkChannels[channel.handle] = nil
-    }
-
-    func newLinkHandle() -> SocketHandle {
-        lastLinkIndex &+= 1
-        return SocketHandle(linkIndex: lastLinkIndex, generation: UInt32(truncatingIfNeeded: instance))
-    }
-
-    func linkChannelEnded(_ channel: LinkChannel) {
-        channel.close()
-        linkChannels[channel.handle] = nil
+        messageChannels[channel.handle] = nil
     }
 
     func pairOpened() {

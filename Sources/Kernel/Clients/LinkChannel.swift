@@ -1,98 +1,122 @@
 import ClientAPI
 import CLinux
 import Glibc
+import PluginAPI
 
-/// A program's packet socket: one message of the pair a frame, with an alps_datagram_header in front; or, with a ring in
-/// shared memory, tokens that say that there is something in it (client.h).
-final class LinkChannel: ReadyHandler {
-    let socket: LinkSocket
-    let handle: SocketHandle
-    /// SO_COOKIE of the application's end, by which a holder proves possession.
-    let cookie: UInt64
-    private let kernel: Kernel
-    private var descriptor: Int32
+/// A program's packet socket. With a ring in shared memory the pair carries tokens that say that there is something in it
+/// (client.h).
+final class LinkChannel: MessageChannel {
+    private let socket: LinkSocket
     /// A token is in the pair, or has been taken and we have not heard of it yet.
     private var isTokenOut = false
-    private var isErrorTold = false
-    /// The pair was full when a token or an error was to go in.
-    private var wantsRoom = false
-    /// Messages one socket may send in one turn, and what one may be long.
-    private static let budget = 64
-    private static let longest = 65536 + 256 + MemoryLayout<alps_datagram_header>.size
 
-    /// Takes the host's end of the pair.
-    init(_ socket: LinkSocket, kernel: Kernel, pair: SocketPair, handle: SocketHandle) throws {
-        self.socket = socket
-        self.kernel = kernel
-        self.handle = handle
-        descriptor = pair.host
-        cookie = pair.cookie
-        super.init()
-        guard let reactor = kernel.reactor else { throw KernelError(ENETDOWN, "clients need a live host") }
-        try reactor.add(descriptor, events: Self.events(room: false), handler: self)
-        kernel.server?.pairOpened()
+    init(_ session: Session, _ request: alps_socket_request, _ pair: SocketPair, _ handle: SocketHandle) throws {
+        socket = try session.kernel.linkSockets.create(
+            type: request.type & 0xff, protocolNumber: UInt16(bigEndian: UInt16(truncatingIfNeeded: request.protocol)),
+            uid: session.uid, pid: session.pid)
+        socket.inode = pair.inode
+        super.init(session.kernel, pair, handle)
         socket.onFrame = { [unowned self] in hand($0, $1, $2) }
         socket.onFilled = { [unowned self] in sendToken() }
-        socket.onError = { [unowned self] in sendError() }
+        socket.onError = { [unowned self] in tellError() }
         socket.onReceiveBuffer = { [unowned self] in setRoom($0) }
     }
 
     // Written out, since the compiler warns about the stub that it makes itself.
     @available(*, unavailable)
-    override init() { fatalError("a channel needs its socket") }
+    override init(_ kernel: Kernel, _ pair: SocketPair, _ handle: SocketHandle) { fatalError("a channel needs its socket") }
 
-    private static func events(room: Bool) -> UInt32 {
-        UInt32(EPOLLIN.rawValue) | UInt32(alps_EPOLLRDHUP) | (room ? UInt32(EPOLLOUT.rawValue) : 0)
+    override var uid: UInt32 { socket.uid }
+    override var pendingError: Int32 { socket.pendingError }
+    override var information: alps_socket_info {
+        var info = alps_socket_info()
+        info.handle = handle.rawValue
+        info.domain = UInt16(AF_PACKET)
+        info.type = UInt16(socket.type)
+        return info
+    }
+    override var localName: alps_client_sockaddr {
+        guard let interface = socket.table.interface(socket.ifindex), socket.ifindex != 0 else {
+            return linkAddress(
+                protocolNumber: socket.protocolNumber, ifindex: socket.ifindex, hardwareType: 0, kind: 0,
+                hardware: UnsafeRawBufferPointer(start: nil, count: 0))
+        }
+        return withUnsafeBytes(of: interface.raw.pointee.hardware) {
+            linkAddress(
+                protocolNumber: socket.protocolNumber, ifindex: socket.ifindex,
+                hardwareType: UInt16(interface.isLoopback ? ARPHRD_LOOPBACK : ARPHRD_ETHER), kind: 0,
+                hardware: UnsafeRawBufferPointer(rebasing: $0[..<6]))
+        }
     }
 
-    func close() {
-        guard descriptor >= 0 else { return }
-        kernel.reactor?.remove(descriptor, handler: self)
-        Glibc.close(descriptor)
-        descriptor = -1
-        kernel.server?.pairClosed()
-        socket.close()
+    override func closeSocket() { socket.close() }
+
+    override func takeError() -> Int32 { socket.takeError() }
+
+    override func setOption(_ request: alps_sockopt_request, _ value: [UInt8], isRoot: Bool) -> Int32 {
+        socket.setOption(request.level, request.name, value, isRoot: isRoot)
     }
 
-    override func ready(_ events: UInt32) {
-        let ends = UInt32(EPOLLHUP.rawValue | EPOLLERR.rawValue) | UInt32(alps_EPOLLRDHUP)
-        if events & UInt32(EPOLLIN.rawValue) != 0 { drain() }
-        guard events & ends == 0 else {
-            kernel.server?.linkChannelEnded(self)
-            return
-        }
-        if events & UInt32(EPOLLOUT.rawValue) != 0 {
-            wantRoom(false)
-            if socket.isRingReadable { sendToken() }
-            sendError()
-        }
+    /// PACKET_HDRLEN asks about the value that is there.
+    override func getOption(
+        _ request: alps_sockopt_request, _ value: [UInt8], capacity: Int
+    ) -> (error: Int32, value: [UInt8]) {
+        socket.getOption(request.level, request.name, value: value, capacity: capacity)
     }
 
     // MARK: From the application
 
-    /// What is written into the pair: that a token was taken, and frames of processes that do not ask the host.
-    func drain() {
-        withUnsafeTemporaryAllocation(byteCount: Self.longest, alignment: 16) { scratch in
-            for _ in 0..<Self.budget {
-                guard descriptor >= 0 else { return }
-                let got = recv(descriptor, scratch.baseAddress!, scratch.count, Int32(MSG_DONTWAIT) | Int32(MSG_TRUNC))
-                guard got > 0 else { return }
-                guard got <= scratch.count else { continue }
-                let message = UnsafeRawBufferPointer(rebasing: scratch[0..<got])
-                if got == 1, message[0] == UInt8(ALPS_TOKEN_TAKEN) {
-                    isTokenOut = false
-                    if socket.isRingReadable { sendToken() }
-                } else if got >= MemoryLayout<alps_datagram_header>.size, message.load(as: UInt32.self) == ALPS_DATAGRAM_MAGIC {
-                    _ = send(message)
-                } else {
-                    _ = socket.send(message, to: nil)
-                }
-            }
+    /// That a token was taken, or a frame.
+    override func take(_ message: UnsafeRawBufferPointer, hasHeader: Bool) {
+        if message.count == 1, message[0] == UInt8(ALPS_TOKEN_TAKEN) {
+            isTokenOut = false
+            if socket.isRingReadable { sendToken() }
+        } else if hasHeader {
+            _ = send(message)
+        } else {
+            _ = socket.send(message, to: nil)
         }
     }
 
+    override func execute(_ session: Session, _ frame: alps_frame, _ payload: [UInt8]) {
+        switch UInt32(frame.op) {
+        case UInt32(ALPS_OP_SEND_DATAGRAM):
+            let (error, bytes) = payload.withUnsafeBytes { send($0) }
+            session.reply(frame, error: error, error == 0 ? ClientRequests.bytes(UInt32(clamping: bytes)) : [])
+        case UInt32(ALPS_OP_BIND):
+            guard let address = ClientRequests.load(payload, alps_client_sockaddr.self),
+                address.family == UInt16(AF_PACKET)
+            else { return session.reply(frame, error: EINVAL) }
+            let name = linkName(address)
+            let status = socket.bind(protocolNumber: name.protocolNumber, ifindex: name.ifindex)
+            session.reply(frame, error: status, ClientRequests.bytes(localName))
+        case UInt32(ALPS_OP_RING):
+            guard let memory = socket.ringMemory else { return session.reply(frame, error: EINVAL) }
+            let passing = fcntl(memory.descriptor, F_DUPFD_CLOEXEC, 0)
+            guard passing >= 0 else { return session.reply(frame, error: EMFILE) }
+            session.reply(frame, ClientRequests.bytes(memory.information), passing: passing)
+        case UInt32(ALPS_OP_IOCTL): ioctl(session, frame, payload)
+        default: super.execute(session, frame, payload)
+        }
+    }
+
+    /// Requests about interfaces, which any socket takes. "lo" names lo0: libpcap asks for it, to show a packet of the
+    /// loopback interface once although it leaves and arrives.
+    private func ioctl(_ session: Session, _ frame: alps_frame, _ payload: [UInt8]) {
+        let number = ClientRequests.load(payload, alps_ioctl_request.self)?.command ?? 0
+        guard (0x8906...0x8907).contains(number) || (0x890b...0x894f).contains(number) || (0x8970...0x89ff).contains(number)
+        else { return session.reply(frame, error: ENOTTY) }
+        var payload = payload
+        let start = MemoryLayout<alps_ioctl_request>.size
+        let short = Array("lo".utf8) + [0]
+        if payload.count >= start + 16, Array(payload[start..<start + 3]) == short, kernel.interfaces.find("lo") == nil {
+            payload.replaceSubrange(start..<start + 4, with: Array("lo0".utf8) + [0])
+        }
+        ClientRequests.ioctl(session, frame, payload, nil)
+    }
+
     /// A header and what is to be sent. Bytes sent, or an error.
-    func send(_ message: UnsafeRawBufferPointer) -> (error: Int32, bytes: Int) {
+    private func send(_ message: UnsafeRawBufferPointer) -> (error: Int32, bytes: Int) {
         let size = MemoryLayout<alps_datagram_header>.size
         guard message.count >= size else { return (EINVAL, 0) }
         let address = message.loadUnaligned(as: alps_datagram_header.self).address
@@ -108,9 +132,7 @@ final class LinkChannel: ReadyHandler {
 
     /// A frame into the pair. False if there is no room: it is lost, as in a full receive queue.
     private func hand(_ frame: LinkFrame, _ origin: Int, _ length: Int) -> Bool {
-        guard descriptor >= 0 else { return false }
         var header = alps_datagram_header()
-        header.magic = UInt32(ALPS_DATAGRAM_MAGIC)
         header.ifindex = frame.ifindex
         header.timestamp = frame.timestamp
         header.address = linkAddress(
@@ -120,48 +142,21 @@ final class LinkChannel: ReadyHandler {
             $0.storeBytes(of: frame.status | RingStatus.user, as: UInt32.self)
             $0.storeBytes(of: UInt32(frame.length - origin), toByteOffset: 4, as: UInt32.self)
         }
-        return withUnsafeMutablePointer(to: &header) { header in
-            var parts = (
-                iovec(iov_base: header, iov_len: MemoryLayout<alps_datagram_header>.size),
-                iovec(iov_base: UnsafeMutableRawPointer(mutating: frame.bytes + origin), iov_len: length)
-            )
-            return withUnsafeMutablePointer(to: &parts) { parts in
-                parts.withMemoryRebound(to: iovec.self, capacity: 2) { vector in
-                    var message = msghdr()
-                    message.msg_iov = vector
-                    message.msg_iovlen = 2
-                    return sendmsg(descriptor, &message, Int32(MSG_DONTWAIT) | Int32(MSG_NOSIGNAL)) >= 0
-                }
-            }
-        }
+        return hand(&header, UnsafeRawBufferPointer(start: frame.bytes + origin, count: length)) == 0
+    }
+
+    override func push() {
+        if socket.isRingReadable { sendToken() }
+        tellError()
     }
 
     private func sendToken() {
         guard !isTokenOut, descriptor >= 0 else { return }
         var header = alps_datagram_header()
-        header.magic = UInt32(ALPS_DATAGRAM_MAGIC)
         header.flags = UInt16(ALPS_DATAGRAM_TOKEN)
-        let sent = Glibc.send(
-            descriptor, &header, MemoryLayout<alps_datagram_header>.size, Int32(MSG_DONTWAIT) | Int32(MSG_NOSIGNAL))
+        isTokenOut = hand(&header, UnsafeRawBufferPointer(start: nil, count: 0)) == 0
         // Full of frames from before the ring: readable as it is, and there will be room.
-        if sent > 0 { isTokenOut = true } else { wantRoom(true) }
-    }
-
-    /// A message of no bytes: to be asked about.
-    private func sendError() {
-        guard socket.pendingError != 0, !isErrorTold, descriptor >= 0 else { return }
-        var nothing: UInt8 = 0
-        if Glibc.send(descriptor, &nothing, 0, Int32(MSG_DONTWAIT) | Int32(MSG_NOSIGNAL)) == 0 {
-            isErrorTold = true
-        } else {
-            wantRoom(true)
-        }
-    }
-
-    private func wantRoom(_ wanted: Bool) {
-        guard wanted != wantsRoom, descriptor >= 0 else { return }
-        wantsRoom = wanted
-        kernel.reactor?.modify(descriptor, events: Self.events(room: wanted), handler: self)
+        if !isTokenOut { wantRoom(true) }
     }
 
     /// SO_RCVBUF: what waits for the application is charged to our end.
@@ -170,13 +165,6 @@ final class LinkChannel: ReadyHandler {
         if setsockopt(descriptor, SOL_SOCKET, SO_SNDBUFFORCE, &half, socklen_t(4)) != 0 {
             setsockopt(descriptor, SOL_SOCKET, SO_SNDBUF, &half, socklen_t(4))
         }
-    }
-
-    /// What a message of no bytes stood for: the socket's error, if nobody has asked for it meanwhile.
-    func takeEvent() -> alps_datagram_event? {
-        isErrorTold = false
-        let error = socket.takeError()
-        return error == 0 ? nil : alps_datagram_event(error: error, reserved: 0, address: alps_client_sockaddr())
     }
 }
 

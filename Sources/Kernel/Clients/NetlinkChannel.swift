@@ -2,84 +2,101 @@ import ClientAPI
 import CLinux
 import Glibc
 
-/// A program's netlink socket: one message of the pair a datagram, with an alps_datagram_header in front both ways. A message
-/// of no bytes stands for an event, as with other datagram sockets.
-final class NetlinkChannel: ReadyHandler {
-    let socket: NetlinkSocket
-    let handle: SocketHandle
-    /// SO_COOKIE of the application's end, by which a holder proves possession.
-    let cookie: UInt64
-    private let kernel: Kernel
-    private var descriptor: Int32
-    private var wantsRoom = false
-    private var isErrorTold = false
-    /// Messages one socket may send in one turn, and what one may be long.
-    private static let budget = 32
-    private static let longest = 65536 + MemoryLayout<alps_datagram_header>.size
+/// A program's netlink socket, with headers both ways.
+final class NetlinkChannel: MessageChannel {
+    private let socket: NetlinkSocket
 
-    /// Takes the host's end of the pair.
-    init(_ socket: NetlinkSocket, kernel: Kernel, pair: SocketPair, handle: SocketHandle) throws {
-        self.socket = socket
-        self.kernel = kernel
-        self.handle = handle
-        descriptor = pair.host
-        cookie = pair.cookie
-        super.init()
-        guard let reactor = kernel.reactor else { throw KernelError(ENETDOWN, "clients need a live host") }
-        try reactor.add(descriptor, events: Self.events(room: false), handler: self)
-        kernel.server?.pairOpened()
+    init(_ session: Session, _ request: alps_socket_request, _ pair: SocketPair, _ handle: SocketHandle) throws {
+        socket = try session.kernel.netlink.create(
+            family: request.protocol, type: request.type & 0xff, uid: session.uid, pid: session.pid)
+        super.init(session.kernel, pair, handle)
         socket.onReadable = { [unowned self] in push() }
     }
 
     // Written out, since the compiler warns about the stub that it makes itself.
     @available(*, unavailable)
-    override init() { fatalError("a channel needs its socket") }
+    override init(_ kernel: Kernel, _ pair: SocketPair, _ handle: SocketHandle) { fatalError("a channel needs its socket") }
 
-    private static func events(room: Bool) -> UInt32 {
-        UInt32(EPOLLIN.rawValue) | UInt32(alps_EPOLLRDHUP) | (room ? UInt32(EPOLLOUT.rawValue) : 0)
+    override var uid: UInt32 { socket.uid }
+    override var pendingError: Int32 { socket.pendingError }
+    override var localName: alps_client_sockaddr {
+        netlinkAddress(port: socket.port, groups: UInt32(truncatingIfNeeded: socket.groups), family: UInt16(AF_NETLINK))
+    }
+    override var information: alps_socket_info {
+        var info = alps_socket_info()
+        info.handle = handle.rawValue
+        info.domain = UInt16(AF_NETLINK)
+        info.type = UInt16(socket.type)
+        info.protocol = UInt16(socket.family)
+        return info
     }
 
-    func close() {
-        guard descriptor >= 0 else { return }
+    override func closeSocket() {
         socket.onReadable = nil
-        kernel.reactor?.remove(descriptor, handler: self)
-        Glibc.close(descriptor)
-        descriptor = -1
-        kernel.server?.pairClosed()
         socket.close()
     }
 
-    override func ready(_ events: UInt32) {
-        let ends = UInt32(EPOLLHUP.rawValue | EPOLLERR.rawValue) | UInt32(alps_EPOLLRDHUP)
-        if events & UInt32(EPOLLIN.rawValue) != 0 { drain() }
-        if events & ends != 0 {
-            kernel.server?.netlinkChannelEnded(self)
-            return
-        }
-        push()
+    override func takeError() -> Int32 { socket.takeError() }
+
+    override func setOption(_ request: alps_sockopt_request, _ value: [UInt8], isRoot: Bool) -> Int32 {
+        socket.setOption(request.level, request.name, value, isRoot: isRoot)
+    }
+
+    override func getOption(
+        _ request: alps_sockopt_request, _ value: [UInt8], capacity: Int
+    ) -> (error: Int32, value: [UInt8]) {
+        socket.getOption(request.level, request.name, capacity: capacity)
     }
 
     // MARK: From the application
 
-    /// What is written into the pair itself, by processes that do not ask the host: a program that has confined itself, or one
-    /// that is not intercepted. Nobody vouches for their user, so they may look only.
-    func drain() {
-        withUnsafeTemporaryAllocation(byteCount: Self.longest, alignment: 16) { scratch in
-            for _ in 0..<Self.budget {
-                guard descriptor >= 0 else { return }
-                let got = recv(descriptor, scratch.baseAddress!, scratch.count, Int32(MSG_DONTWAIT) | Int32(MSG_TRUNC))
-                guard got > 0 else { return }
-                guard got <= scratch.count else { continue }
-                let message = UnsafeRawBufferPointer(rebasing: scratch[0..<got])
-                let size = MemoryLayout<alps_datagram_header>.size
-                let hasHeader = got >= size && message.load(as: UInt32.self) == ALPS_DATAGRAM_MAGIC
-                _ = socket.send(Array(hasHeader ? message[size...] : message[...]), mayChange: false)
+    /// From a program that has confined itself, or one that is not intercepted. Nobody vouches for its user, so it may look
+    /// only.
+    override func take(_ message: UnsafeRawBufferPointer, hasHeader: Bool) {
+        _ = socket.send(
+            Array(message.dropFirst(hasHeader ? MemoryLayout<alps_datagram_header>.size : 0)), mayChange: false)
+    }
+
+    override func execute(_ session: Session, _ frame: alps_frame, _ payload: [UInt8]) {
+        // As CAP_NET_ADMIN on Linux: of whoever made the socket and of whoever uses it.
+        let isRoot = session.uid == 0
+        switch UInt32(frame.op) {
+        case UInt32(ALPS_OP_SEND_DATAGRAM):
+            session.reply(frame, error: send(payload, mayChange: isRoot && socket.uid == 0))
+        case UInt32(ALPS_OP_BIND):
+            guard let address = ClientRequests.load(payload, alps_client_sockaddr.self) else {
+                return session.reply(frame, error: EINVAL)
             }
+            let name = netlinkName(address)
+            let status = socket.bind(port: name.port, groups: name.groups)
+            session.reply(frame, error: status, ClientRequests.bytes(localName))
+        case UInt32(ALPS_OP_CONNECT):
+            guard let request = ClientRequests.load(payload, alps_connect_request.self) else {
+                return session.reply(frame, error: EINVAL)
+            }
+            let name = netlinkName(request.address)
+            // Programs that are not root talk to the stack only, and to nobody's groups (NL_CFG_F_NONROOT_SEND).
+            guard name.port == 0 && name.groups == 0 || isRoot else { return session.reply(frame, error: EPERM) }
+            session.reply(frame, error: socket.connect(port: name.port), ClientRequests.bytes(localName))
+        case UInt32(ALPS_OP_UNCONNECT):
+            socket.disconnect()
+            session.reply(frame)
+        case UInt32(ALPS_OP_GETPEERNAME):
+            let name = netlinkAddress(port: socket.peer, groups: 0, family: UInt16(AF_NETLINK))
+            session.reply(frame, ClientRequests.bytes(name))
+        case UInt32(ALPS_OP_IOCTL):
+            // Requests about interfaces, which any socket takes; not those of IPv4 sockets (routes, ARP).
+            let number = ClientRequests.load(payload, alps_ioctl_request.self)?.command ?? 0
+            guard (0x8910...0x894f).contains(number) || (0x8970...0x897f).contains(number) else {
+                return session.reply(frame, error: ENOTTY)
+            }
+            ClientRequests.ioctl(session, frame, payload, nil)
+        default: super.execute(session, frame, payload)
         }
     }
 
     /// ALPS_OP_SEND_DATAGRAM: a header and the datagram.
-    func send(_ message: [UInt8], mayChange: Bool) -> Int32 {
+    private func send(_ message: [UInt8], mayChange: Bool) -> Int32 {
         guard let header = ClientRequests.load(message, alps_datagram_header.self) else { return EINVAL }
         let isNamed = header.address.family == UInt16(AF_NETLINK)
         guard isNamed || header.address.family == 0 else { return EINVAL }
@@ -90,61 +107,23 @@ final class NetlinkChannel: ReadyHandler {
 
     // MARK: To the application
 
-    private func push() {
-        guard descriptor >= 0 else { return }
-        if socket.pendingError == 0 { isErrorTold = false }
-        if socket.pendingError != 0, !isErrorTold {
-            var nothing: UInt8 = 0
-            let flags = Int32(MSG_DONTWAIT) | Int32(MSG_NOSIGNAL)
-            guard Glibc.send(descriptor, &nothing, 0, flags) == 0 else { return wantRoom(true) }
-            isErrorTold = true
-        }
+    override func push() {
+        guard descriptor >= 0, tellError() else { return }
         while let datagram = socket.first {
-            guard hand(datagram) else { return wantRoom(true) }
+            guard hand(datagram) != EAGAIN else { return wantRoom(true) }
             socket.removeFirst()
         }
         wantRoom(false)
     }
 
-    /// Sends one datagram into the pair. False if it is full.
-    private func hand(_ datagram: NetlinkSocket.Datagram) -> Bool {
+    private func hand(_ datagram: NetlinkSocket.Datagram) -> Int32 {
         var header = alps_datagram_header()
-        header.magic = UInt32(ALPS_DATAGRAM_MAGIC)
         // The stack is port 0; of a notification the groups' mask tells which (netlink(7)).
         let groups: UInt32 = (1...32).contains(datagram.group) ? 1 << (datagram.group - 1) : 0
         header.address = netlinkAddress(port: 0, groups: groups, family: UInt16(AF_NETLINK))
         header.ifindex = datagram.group
         header.timestamp = kernel.clock.wall
-        return datagram.bytes.withUnsafeBytes { bytes in
-            withUnsafeMutablePointer(to: &header) { header in
-                var parts = (
-                    iovec(iov_base: header, iov_len: MemoryLayout<alps_datagram_header>.size),
-                    iovec(iov_base: UnsafeMutableRawPointer(mutating: bytes.baseAddress), iov_len: bytes.count)
-                )
-                return withUnsafeMutablePointer(to: &parts) { parts in
-                    parts.withMemoryRebound(to: iovec.self, capacity: 2) { vector in
-                        var message = msghdr()
-                        message.msg_iov = vector
-                        message.msg_iovlen = 2
-                        let sent = sendmsg(descriptor, &message, Int32(MSG_DONTWAIT) | Int32(MSG_NOSIGNAL))
-                        return sent >= 0 || errno != EAGAIN
-                    }
-                }
-            }
-        }
-    }
-
-    private func wantRoom(_ wanted: Bool) {
-        guard wanted != wantsRoom, descriptor >= 0 else { return }
-        wantsRoom = wanted
-        kernel.reactor?.modify(descriptor, events: Self.events(room: wanted), handler: self)
-    }
-
-    /// What a message of no bytes stood for: the socket's error, if nobody has asked for it meanwhile.
-    func takeEvent() -> alps_datagram_event? {
-        let error = socket.takeError()
-        isErrorTold = false
-        return error == 0 ? nil : alps_datagram_event(error: error, reserved: 0, address: alps_client_sockaddr())
+        return datagram.bytes.withUnsafeBytes { hand(&header, $0) }
     }
 }
 

@@ -9,14 +9,9 @@ package struct SocketHandle: Hashable {
         rawValue = 1 << 56 | UInt64(generation & 0xff_ffff) << 24 | UInt64(index)
     }
 
-    /// Of a netlink socket, which is no socket of a protocol: the shard tells them apart.
-    init(netlinkIndex index: UInt32, generation: UInt32) {
+    /// Of a netlink or packet socket, which is no socket of a protocol: the shard tells them apart.
+    init(messageIndex index: UInt32, generation: UInt32) {
         rawValue = 1 << 56 | 0xff << 48 | UInt64(generation & 0xff_ffff) << 24 | UInt64(index & 0xff_ffff)
-    }
-
-    /// Of a packet socket.
-    init(linkIndex index: UInt32, generation: UInt32) {
-        rawValue = 1 << 56 | 0xfe << 48 | UInt64(generation & 0xff_ffff) << 24 | UInt64(index & 0xff_ffff)
     }
 
     var index: Int { Int(rawValue & 0xff_ffff) }

@@ -1,18 +1,6 @@
 /* Numbers of descriptors: duplicates, reuse after every way of closing, passing to another process, exec. */
+#include "raw.h"
 #include "report.h"
-
-/* A system call that nothing replaces: the instruction itself. */
-static long raw(long number, long a, long b, long c) {
-#if defined(__x86_64__)
-    long result;
-    __asm__ volatile("syscall" : "=a"(result) : "a"(number), "D"(a), "S"(b), "d"(c) : "rcx", "r11", "memory");
-    return result;
-#else
-    register long which __asm__("x8") = number, result __asm__("x0") = a, second __asm__("x1") = b, third __asm__("x2") = c;
-    __asm__ volatile("svc 0" : "+r"(result) : "r"(which), "r"(second), "r"(third) : "memory");
-    return result;
-#endif
-}
 
 static const char *kind(int fd) {
     static char text[100];

@@ -212,14 +212,25 @@ private func space(_ page: RingPage) -> UInt64 {
     return used < limit ? limit - used : 0
 }
 
-/// A host that has been rung takes what is in the pair within microseconds, if it gets the processor.
+/// What has been written into the pair keeps the ring from being used. A host that has room takes it within microseconds, if
+/// it gets the processor: so this one is given away.
 private func waitForHost(_ page: RingPage) {
-    var left = 20
-    while left > 0, isBehind(page) {
-        alps_sys_yield()
+    let error = alps_errno()
+    defer { alps_set_errno(error) }
+    var left = 3
+    while left > 0 {
         left -= 1
+        let drained = alps_load_word(&page.pointee.pair_drained)
+        guard alps_load_word(&page.pointee.pair_finished) != drained, isRoomy(page),
+            alps_load_word(&page.pointee.closed) & ALPS_RING_SEND == 0
+        else { return }
+        _ = alps_exchange_word(&page.pointee.pair_waited, 1)
+        _ = alps_sys_futex_wait_shared(&page.pointee.pair_drained, drained, 1)
     }
 }
+
+/// As much is free as the host takes from the pair for.
+private func isRoomy(_ page: RingPage) -> Bool { space(page) >= UInt64(alps_load_word(&page.pointee.send_limit)) / 3 }
 
 private func putLocked(
     _ ring: RingPointer, _ page: RingPage, _ wanted: Int, _ fill: (UnsafeMutableRawPointer, Int) -> Int

@@ -96,6 +96,7 @@ def kill_at_random(stack, directory, seconds, clients, seed):
     output = directory / "bystander"
     bystander = stack.spawn("/usr/bin/python3", "-c", BYSTANDER, stdout=open(output, "w"))
     rng = random.Random(seed)
+    rings = {**os.environ, "ALPS_RING_AFTER": "65536"}
     alive, orphans = [], []
     figures = {"started": 0, "killed": 0, "orphaned": 0, "peak": before["memory"]}
     deadline = time.monotonic() + seconds
@@ -104,7 +105,7 @@ def kill_at_random(stack, directory, seconds, clients, seed):
             while len(alive) < clients:
                 figures["started"] += 1
                 argv = stack.run_argv(restless, KERNEL, figures["started"])
-                alive.append(subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                alive.append(subprocess.Popen(argv, env=rings, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                                               stderr=subprocess.DEVNULL, start_new_session=True))
             time.sleep(rng.uniform(0, 0.02))
             child = alive.pop(rng.randrange(len(alive)))

@@ -220,6 +220,8 @@ static inline void alps_unlock_word(volatile void *word, uint32_t waited) {
     if (__atomic_exchange_n((volatile uint32_t *)word, 0, __ATOMIC_SEQ_CST) & waited)
         syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
 }
+/// Wakes whoever waits for a word to change.
+static inline void alps_wake_word(volatile void *word) { syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, NULL, NULL, 0); }
 /// Allocates the pages of a file, so that a later write cannot fail for want of them; 0 or errno.
 static inline int alps_allocate_pages(int fd, size_t bytes) { return posix_fallocate(fd, 0, (off_t)bytes); }
 

@@ -163,6 +163,7 @@ extension StreamChannel {
             watchRing()
             return false
         }
+        if finished != ring.pairDrained { growIfDry(socket) }
         takeFromRing(socket, ring)
         mayHaveUnread = true
         if isOpen { takeFromPair(socket) }
@@ -170,7 +171,15 @@ extension StreamChannel {
         ring.sendTail = socket.raw.pointee.snd.tail
         if !mayHaveUnread { ring.pairDrained = finished }
         if !applicationIsGone { ring.unlockWriting() }
+        ring.wakeWriters()
         return !mayHaveUnread
+    }
+
+    /// The writer has found the ring full, and now all of it is acknowledged: with more room neither waits for the other.
+    private func growIfDry(_ socket: Socket) {
+        let send = socket.raw.pointee.snd
+        guard send.head == send.tail, send.limit < send.capacity else { return }
+        _ = socket.grow(isSend: true, min(2 &* send.limit, send.capacity))
     }
 
     /// A third of the ring is free: a writer that has found it full may go on.

@@ -103,6 +103,14 @@ struct RingWords {
         nonmutating set { withUnsafeMutablePointer(to: &page.pointee.pair_drained) { alps_store_release($0, newValue) } }
     }
 
+    /// Wakes the writers that wait for `pairDrained` to move.
+    func wakeWriters() {
+        alps_full_fence()
+        guard withUnsafeMutablePointer(to: &page.pointee.pair_waited, { alps_load_acquire($0) }) != 0 else { return }
+        withUnsafeMutablePointer(to: &page.pointee.pair_waited) { alps_store_release($0, 0) }
+        withUnsafeMutablePointer(to: &page.pointee.pair_drained) { alps_wake_word($0) }
+    }
+
     /// Directions that are in-band.
     var closed: UInt32 {
         get { withUnsafeMutablePointer(to: &page.pointee.closed) { alps_load_acquire($0) } }

@@ -105,7 +105,7 @@ package final class SocketLayer {
         ringSpace = tunables.add(
             "kern.ipc.ringspace",
             "least size of a stream's ring in shared memory, a power of two, bytes; 0: none are made", kind: .bytes,
-            default: 1 << 20, range: 0...(1 << 30))
+            default: 4 << 20, range: 0...(1 << 30))
         maxRings = tunables.add(
             "kern.ipc.maxrings", "most streams with rings in shared memory at a time", kind: .integer, default: 1024,
             range: 0...(1 << 20))

@@ -1,5 +1,6 @@
 // A client that is busy until it is killed: restless ADDRESS SEED. What kind it is depends on the seed: plain, forked,
-// threaded, driven by epoll, passing sockets to another process, a server with workers, datagrams, executing itself.
+// threaded, driven by epoll, passing sockets to another process, a server with workers, datagrams, executing itself, moving
+// so much that it is given rings (with a small ALPS_RING_AFTER).
 // On port 7000 of ADDRESS there is an echo. Whatever fails is tried again.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -274,8 +275,22 @@ static void executing(unsigned *state) {
     }
 }
 
+// Alone, or sharing a socket that has rings already.
+static void bulk(unsigned *state) {
+    for (;;) {
+        int fd = stream();
+        if (fd < 0) continue;
+        talk(fd, 20, state);
+        int child = draw(state, 2) ? fork() : -1;
+        talk(fd, child == 0 ? 20 : 100, state);
+        if (child == 0) _exit(0);
+        close(fd);
+        if (child > 0) waitpid(child, NULL, 0);
+    }
+}
+
 int main(int count, char **arguments) {
-    static void (*const kinds[])(unsigned *) = {plain, forked, threaded, driven, passing, server, datagrams, executing};
+    static void (*const kinds[])(unsigned *) = {plain, forked, threaded, driven, passing, server, datagrams, executing, bulk};
     self = arguments[0];
     address = arguments[1];
     start = (unsigned)atoi(arguments[2]);

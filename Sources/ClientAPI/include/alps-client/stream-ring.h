@@ -17,7 +17,8 @@
 /// that the host leaves there does not keep much of the pair's memory, and counting pair_started before and pair_finished
 /// after the call.
 /// The host appends what is in the pair to the stream when a third of the ring is free, with `write_lock` taken, and then
-/// sets pair_drained to the pair_finished that it had seen before. While the two differ nobody writes into the ring.
+/// sets pair_drained to the pair_finished that it had seen before. While the two differ nobody writes into the ring. That
+/// is soon over once a third of the ring is free, so it is worth waiting for then: on pair_drained (futex), with pair_waited set.
 ///
 /// Locks are words: 0 is free, else the holder's thread id, ALPS_RING_HOST or ALPS_RING_OPENING, with ALPS_RING_WAITED set
 /// when somebody waits (futex). The host never waits for one: it tries again later. A lock whose thread has died may be taken
@@ -62,7 +63,8 @@ typedef struct alps_stream_ring {
     uint32_t send_limit;       ///< bytes of the ring that may be used
     uint32_t closed;           ///< ALPS_RING_* that are in-band; at first both
     uint32_t pair_drained;
-    uint8_t reserved1[28];
+    uint32_t pair_waited;      ///< a writer sets, host clears
+    uint8_t reserved1[24];
     // readers
     uint32_t read_lock;
     uint32_t read_bell;        ///< host sets, reader clears

@@ -27,6 +27,10 @@ struct Activation {
     /// Bytes that a stream moves in one direction, in large calls, until it gets a ring. By then its buffers have grown to
     /// what the path takes: the ring that takes their place keeps its size.
     var bulkAmount: UInt32 = 4 << 20
+    /// The host has taken an option of a stream that this process image has made, and takes those of others.
+    var streamsAnswered = false
+    /// It has had to see a descriptor first: this process does not make its sockets as the user who may use them.
+    var provesPossession = false
     /// Path of this library.
     var library: UnsafePointer<CChar>? = nil
 }

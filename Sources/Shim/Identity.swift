@@ -38,6 +38,8 @@ private func changed(_ result: Int32) -> Int32 {
     if session.descriptor >= 0 { session.isOutdated = session.user != geteuid() }
     alps_shim_unlock()
     // The host may want proof of each socket from the new user, which it can ask for in an answer only.
+    activation.streamsAnswered = false
+    activation.provesPossession = true
     if let entries = fileTable.entries {
         for index in 0...Int(fileTable.highest) where entries[index].state & Entry.answered != 0 {
             entries[index].state &= ~Entry.answered

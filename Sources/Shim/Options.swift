@@ -58,7 +58,7 @@ public func shimSetsockopt(
         return real.setsockopt.unsafelyUnwrapped(descriptor, level, name, value, length)
     }
     guard length <= 4096 else { return fail(EINVAL) }
-    guard isReadable(value, Int(length)) else { return -1 }
+    guard isReadable(value, Int(length), descriptor) else { return -1 }
     if found.pointee.isPacket, let answer = setPacketOption(found, level, name, value, length) { return answer }
     let isPairs = level == SOL_SOCKET && isPairOption(name, found)
     if isPairs {
@@ -70,7 +70,8 @@ public func shimSetsockopt(
         guard result == 0, name == SO_SNDTIMEO || name == sendTimeoutNew else { return result }
     }
     var request = alps_sockopt_request(level: level, name: name, length: length, reserved: 0)
-    if isSwitchedOften(level, name, length, found), found.pointee.state & Entry.answered != 0,
+    let isSwitchedOften = isSwitchedOften(level, name, length, found)
+    if isSwitchedOften, found.pointee.state & Entry.answered != 0 || activation.streamsAnswered && isMadeHere(found),
         tell(
             ALPS_OP_SETSOCKOPT, about: found, &request, MemoryLayout<alps_sockopt_request>.size, tail: value, Int(length))
     {
@@ -81,7 +82,10 @@ public func shimSetsockopt(
         Int(length))
     if isPairs { return 0 }
     guard reply.error == 0 else { return fail(controlError(reply.error)) }
-    if isSwitchedOften(level, name, length, found) { found.pointee.state |= Entry.answered }
+    if isSwitchedOften {
+        found.pointee.state |= Entry.answered
+        if isMadeHere(found), !activation.provesPossession { activation.streamsAnswered = true }
+    }
     if level == SOL_SOCKET, name == SO_OOBINLINE, found.pointee.isStream {
         _ = alps_sys_setsockopt(descriptor, level, name, value, length)
     }
@@ -95,8 +99,21 @@ public func shimSetsockopt(
     return 0
 }
 
-/// Options that servers turn on and off around each answer, and that cannot fail once the host has taken one of them: nobody
-/// need wait for the host.
+/// This process image has made or accepted it, and has not forked since.
+private func isMadeHere(_ found: EntryPointer) -> Bool { found.pointee.born == forks && !found.pointee.has(Entry.inBandForGood) }
+
+/// isReadable for the value of an option: the kernel looks at one of an int for less, in an option that means nothing to a UNIX
+/// socket.
+private func isReadable(_ value: UnsafeRawPointer?, _ length: Int, _ descriptor: Int32) -> Bool {
+    guard length == 4, !activation.confined else { return isReadable(value, length) }
+    let error = alps_errno()
+    if alps_sys_setsockopt(descriptor, SOL_SOCKET, SO_PRIORITY, value, 4) < 0, alps_errno() == EFAULT { return false }
+    alps_set_errno(error)
+    return true
+}
+
+/// Options that servers turn on and off for each connection or answer, and that cannot fail once the host has taken one of them
+/// for a stream that this process has made: nobody need wait for the host.
 private func isSwitchedOften(_ level: Int32, _ name: Int32, _ length: socklen_t, _ found: EntryPointer) -> Bool {
     let (noDelay, cork): (Int32, Int32) = (1, 3)
     return level == Int32(IPPROTO_TCP) && (name == noDelay || name == cork) && length == 4 && found.pointee.kind == .stream

@@ -304,11 +304,18 @@ func sendFileThroughRing(_ target: Int32, _ source: Int32, _ offset: UnsafeMutab
             done += put
         case .full:
             alps_set_errno(before)
-            var chunk = [2240 of UInt8](repeating: 0)
+            // A few of ALPS_RING_PAIR_CHUNK.
+            var chunk = [8960 of UInt8](repeating: 0)
+            let most = isOpening ? Int(ALPS_RING_PAIR_CHUNK) : chunk.count
             let sent = withUnsafeMutableBytes(of: &chunk) { chunk in
-                let got = read(chunk.baseAddress.unsafelyUnwrapped, min(count - done, chunk.count))
+                let got = read(chunk.baseAddress.unsafelyUnwrapped, min(count - done, most))
                 guard got > 0 else { return got }
-                let sent = sendIntoPair(target, UnsafeMutableRawBufferPointer(rebasing: chunk[..<got]), 0)
+                var part = iovec(iov_base: chunk.baseAddress, iov_len: got)
+                var vector = Vector(&part, 1)
+                let sent =
+                    isOpening
+                    ? sendIntoPair(target, UnsafeMutableRawBufferPointer(rebasing: chunk[..<got]), 0)
+                    : sendBesideFullRing(target, &vector, got, 0)
                 // What was not sent has not been read.
                 let left = got - max(sent, 0)
                 position -= off_t(left)

@@ -133,6 +133,7 @@ func ask(
         interruptible: interruptible)
     guard reply.error == EBADF, let entries = fileTable.entries else { return reply }
     let descriptor = Int32(found - entries)
+    activation.provesPossession = true
     guard cookie(of: descriptor) == found.pointee.cookie, ask(ALPS_OP_ATTACH, handle, passing: descriptor).error == 0
     else { return reply }
     return ask(

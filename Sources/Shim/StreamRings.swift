@@ -43,6 +43,8 @@ nonisolated(unsafe) var ringOpenings: UInt32 = 0
 @c(alps_shim_before_fork)
 public func beforeFork() {
     alps_count_word(&forks)
+    // The child's session is another.
+    activation.streamsAnswered = false
     while alps_load_word(&ringOpenings) != 0 { alps_sys_yield() }
 }
 

@@ -69,7 +69,7 @@ func correctUrgent(
     return left
 }
 
-private func isIn(_ set: UnsafeMutableRawPointer, _ descriptor: Int32) -> Bool {
+func isIn(_ set: UnsafeMutableRawPointer, _ descriptor: Int32) -> Bool {
     (set + Int(descriptor) / 64 * 8).load(as: UInt64.self) & 1 << UInt64(descriptor % 64) != 0
 }
 

@@ -1,16 +1,16 @@
 import CLibc
 import ClientAPI
 
-// Waiting is the kernel's: it waits on the pairs, which are as ready as the sockets. Three things are put right around it: a
-// ring of a packet socket that the program has emptied is not readable (PacketRings), the error of a datagram socket is
-// POLLERR, not POLLIN (ErrorQueue), and urgent data do not make a stream readable (UrgentWatch).
+// Waiting is the kernel's: it waits on the pairs, which are as ready as the sockets. A few things are put right around it: a
+// ring of a packet socket that the program has emptied is not readable (PacketRings), that of a stream is at once (RingWaiting),
+// the error of a datagram socket is POLLERR, not POLLIN (ErrorQueue), and urgent data do not make a stream readable (UrgentWatch).
 
 @c(alps_entry_poll)
 public func shimPoll(_ entries: UnsafeMutablePointer<pollfd>?, _ count: UInt, _ timeout: Int32) -> Int32 {
     ensureReady()
     settleRings()
     prepareUrgent(entries, count)
-    var result = real.poll.unsafelyUnwrapped(entries, count, timeout)
+    var result = pollingRings(entries, count) { real.poll.unsafelyUnwrapped(entries, count, $0 ? timeout : 0) }
     while result > 0, readiness.mayDiffer, !activation.confined, let entries {
         result = correct(entries, count, result)
         // All of it had passed. How much of a bounded wait is left is not known, so it ends here.
@@ -41,7 +41,12 @@ public func shimPpoll(
     ensureReady()
     settleRings()
     prepareUrgent(entries, count)
-    var result = real.ppoll.unsafelyUnwrapped(entries, count, timeout, mask)
+    var none = timespec()
+    var result = pollingRings(entries, count) { waits in
+        waits
+            ? real.ppoll.unsafelyUnwrapped(entries, count, timeout, mask)
+            : real.ppoll.unsafelyUnwrapped(entries, count, &none, mask)
+    }
     while result > 0, readiness.mayDiffer, !activation.confined, let entries {
         result = correct(entries, count, result)
         guard result == 0, timeout == nil else { break }
@@ -67,7 +72,12 @@ public func shimSelect(
     ensureReady()
     settleRings()
     if let exceptional { prepareUrgent(count, exceptional) }
-    let result = real.select.unsafelyUnwrapped(count, readable, writable, exceptional, timeout)
+    var none = timeval()
+    let result = selectingRings(count, readable, writable, exceptional) { waits in
+        waits
+            ? real.select.unsafelyUnwrapped(count, readable, writable, exceptional, timeout)
+            : real.select.unsafelyUnwrapped(count, readable, writable, exceptional, &none)
+    }
     return correctUrgent(count, readable, exceptional, result)
 }
 
@@ -87,7 +97,12 @@ public func shimPselect(
     ensureReady()
     settleRings()
     if let exceptional { prepareUrgent(count, exceptional) }
-    let result = real.pselect.unsafelyUnwrapped(count, readable, writable, exceptional, timeout, mask)
+    var none = timespec()
+    let result = selectingRings(count, readable, writable, exceptional) { waits in
+        waits
+            ? real.pselect.unsafelyUnwrapped(count, readable, writable, exceptional, timeout, mask)
+            : real.pselect.unsafelyUnwrapped(count, readable, writable, exceptional, &none, mask)
+    }
     return correctUrgent(count, readable, exceptional, result)
 }
 

@@ -172,6 +172,16 @@ def test_readiness_is_that_of_the_kernel(stack, programs, name):
     assert_unharmed(stack)
 
 
+def test_what_is_left_in_a_ring_is_readable_at_once(stack, programs, monkeypatch):
+    """To poll and select: the host, which puts the next byte into the pair, is stopped meanwhile."""
+    monkeypatch.setenv("HOST_PID", str(stack.host.pid))
+    lines, seen = staged(stack, programs("ring_readiness"), "partly", seconds=60)
+    assert lines == ["poll 1 1", "ppoll 1 1", "select 2 1 1", "pselect 1 1",
+                     "poll 0 0", "ppoll 0 0", "select 1 0 1", "pselect 0 0", "done"]
+    assert seen["promoted"]["opened"] > 0
+    assert_unharmed(stack)
+
+
 def test_an_idle_ring_costs_no_processor_time(stack, programs):
     used = {}
 

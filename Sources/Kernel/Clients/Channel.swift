@@ -104,7 +104,7 @@ class Channel: SocketChannel {
     final func closePair() {
         guard descriptor >= 0 else { return }
         pairCloses()
-        kernel.reactor?.remove(descriptor, handler: watcher)
+        kernel.reactor?.remove(descriptor, handler: watcher, closes: true)
         retry = nil
         close(descriptor)
         descriptor = -1

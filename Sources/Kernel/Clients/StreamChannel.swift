@@ -194,6 +194,11 @@ final class StreamChannel: Channel {
                 retryLater()
                 return false
             }
+            // What comes meanwhile is an event of its own.
+            if taken == unread {
+                mayHaveUnread = false
+                return true
+            }
             budget -= taken
         }
         return false

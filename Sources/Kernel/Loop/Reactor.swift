@@ -89,10 +89,11 @@ package final class Reactor {
         epoll_ctl(epoll, EPOLL_CTL_MOD, descriptor, &event)
     }
 
-    /// Stops watching. Events of this batch that are still to be handed out for it are dropped.
-    package func remove(_ descriptor: Int32, handler: ReadyHandler) {
+    /// Stops watching. Events of this batch that are still to be handed out for it are dropped. `closes`: the caller closes the
+    /// descriptor next, and there is no other for its file, so that the kernel forgets it by itself.
+    package func remove(_ descriptor: Int32, handler: ReadyHandler, closes: Bool = false) {
         guard handler.slot >= 0 else { return }
-        epoll_ctl(epoll, EPOLL_CTL_DEL, descriptor, nil)
+        if !closes { epoll_ctl(epoll, EPOLL_CTL_DEL, descriptor, nil) }
         release(handler.slot)
         handler.slot = -1
     }

@@ -10,14 +10,17 @@ package import PluginAPI
 /// socket.
 package final class Arena {
     package static let smallestSlot = 4096
-    /// Bytes of free slots that keep their pages; beyond that a slot's pages go back to the system when it is freed.
-    package static let cacheLimit = 1 << 20
+    /// Bytes of pages that free slots keep; beyond that a slot's pages go back to the system when it is freed.
+    package static let cacheLimit = 2 << 20
 
     private struct Slot {
         var ext: alps_ext  // first: `release` gets its address
         var next: UnsafeMutablePointer<Slot>?
         var offset: Int
-        var hasPages: Bool
+        /// From the beginning, bytes that may have pages: what its users have touched.
+        var touched: Int
+        /// What the present user has touched; all of it, if it does not say.
+        var used: Int
     }
 
     private static let classes = 48
@@ -83,13 +86,14 @@ package final class Arena {
         let slot: UnsafeMutablePointer<Slot>
         if let reused = free[index] {
             free[index] = reused.pointee.next
-            if reused.pointee.hasPages { cachedBytes -= size }
+            cachedBytes -= reused.pointee.touched
             slot = reused
         } else {
             guard let carved = carve(size) else { return refuse() }
             slot = carved
         }
         slot.pointee.next = nil
+        slot.pointee.used = size
         slot.pointee.ext.references = 1
         // Bytes still referred to must not vanish with the session: each slot in use keeps the arena.
         slot.pointee.ext.context = Unmanaged.passRetained(self).toOpaque()
@@ -104,6 +108,21 @@ package final class Arena {
         ext.pointee.references -= 1
         if ext.pointee.references == 0 { ext.pointee.release?(ext) }
     }
+
+    /// The same of a ring of which no more than the first `used` bytes have been touched, so that their pages can stay for the
+    /// next one. Any storage may be passed.
+    package static func release(_ ext: UnsafeMutablePointer<alps_ext>, used: Int) {
+        if unsafeBitCast(ext.pointee.release, to: UInt.self) == slotRelease {
+            let slot = UnsafeMutableRawPointer(ext).assumingMemoryBound(to: Slot.self)
+            slot.pointee.used = min(used, Int(ext.pointee.length))
+        }
+        release(ext)
+    }
+
+    private static let slotRelease: UInt = {
+        let function: @convention(c) (UnsafeMutablePointer<alps_ext>) -> Void = arenaSlotReleased
+        return unsafeBitCast(function, to: UInt.self)
+    }()
 
     /// Offset of a slot's first byte within the file.
     package func offset(of ext: UnsafeMutablePointer<alps_ext>) -> Int { ext.pointee.base - base }
@@ -138,7 +157,7 @@ package final class Arena {
             to: Slot(
                 ext: alps_ext(
                     base: base + top, length: UInt32(size), references: 0, release: arenaSlotReleased, context: nil),
-                next: nil, offset: top, hasPages: false))
+                next: nil, offset: top, touched: 0, used: size))
         top = end
         return slot
     }
@@ -148,19 +167,21 @@ package final class Arena {
         let size = Int(ext.pointee.length)
         let index = size.trailingZeroBitCount
         slot.pointee.ext.context = nil
-        slot.pointee.hasPages = true
+        let page = 4096
+        slot.pointee.touched = max(slot.pointee.touched, (slot.pointee.used + page - 1) / page * page)
         slotsInUse -= 1
         bytesInUse -= size
-        if cachedBytes + size > Self.cacheLimit { punch(slot) } else { cachedBytes += size }
+        if cachedBytes + slot.pointee.touched > Self.cacheLimit { punch(slot) }
+        cachedBytes += slot.pointee.touched
         slot.pointee.next = free[index]
         free[index] = slot
     }
 
     private func punch(_ slot: UnsafeMutablePointer<Slot>) {
-        guard slot.pointee.hasPages else { return }
+        guard slot.pointee.touched > 0 else { return }
         // Where the hole cannot be made the pages merely stay.
-        _ = madvise(slot.pointee.ext.base, Int(slot.pointee.ext.length), MADV_REMOVE)
-        slot.pointee.hasPages = false
+        _ = madvise(slot.pointee.ext.base, slot.pointee.touched, MADV_REMOVE)
+        slot.pointee.touched = 0
     }
 }
 

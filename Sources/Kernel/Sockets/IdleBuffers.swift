@@ -83,8 +83,8 @@ extension Socket {
     }
 
     func releaseEmptyBuffers() {
-        if raw.pointee.snd.head == raw.pointee.snd.tail { Self.release(&raw.pointee.snd) }
+        if raw.pointee.snd.head == raw.pointee.snd.tail { releaseSendBuffer() }
         // Bytes that have arrived out of order lie behind `tail`.
-        if raw.pointee.rcv.head == raw.pointee.rcv.tail, idle.placedEnd <= raw.pointee.rcv.tail { Self.release(&raw.pointee.rcv) }
+        if raw.pointee.rcv.head == raw.pointee.rcv.tail, idle.placedEnd <= raw.pointee.rcv.tail { releaseReceiveBuffer() }
     }
 }

@@ -85,12 +85,17 @@ extension Socket {
 
     func releaseBuffers() {
         mappedBuffers = (nil, nil)
-        Self.release(&raw.pointee.snd)
-        Self.release(&raw.pointee.rcv)
+        releaseSendBuffer()
+        releaseReceiveBuffer()
     }
 
-    static func release(_ buffer: inout alps_sockbuf) {
-        if let ext = buffer.ext { Arena.release(ext) }
+    func releaseSendBuffer() { Self.release(&raw.pointee.snd, end: raw.pointee.snd.tail) }
+
+    func releaseReceiveBuffer() { Self.release(&raw.pointee.rcv, end: max(raw.pointee.rcv.tail, idle.placedEnd)) }
+
+    /// `end`: of the part of the stream that has been in it. Streams begin at 0.
+    private static func release(_ buffer: inout alps_sockbuf, end: UInt64) {
+        if let ext = buffer.ext { Arena.release(ext, used: Int(min(end, UInt64(buffer.capacity)))) }
         buffer.ext = nil
         buffer.base = nil
         buffer.capacity = 0

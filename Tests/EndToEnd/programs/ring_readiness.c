@@ -291,8 +291,44 @@ static void idle(void) {
     part();
 }
 
+/* Read in part while the host (HOST_PID) stands still: poll and select find the rest all the same. */
+static void partly(void) {
+    pid_t host = atoi(getenv("HOST_PID"));
+    meet_in_bulk();
+    load(near);
+    at_least(near, FIONREAD, SOME);
+    MUST(kill(host, SIGSTOP));
+    usleep(50000);
+    in = receive_sequence("here", near, BACK + in, 5000, 5000) - BACK;
+    struct pollfd entry = {near, POLLIN, 0};
+    struct timeval none = {0, 0};
+    struct timespec nothing = {0, 0};
+    fd_set readable, writable;
+    for (int turn = 0; turn < 2; turn++) {
+        int polled = poll(&entry, 1, 0);
+        say("poll %d %x", polled, entry.revents);
+        polled = ppoll(&entry, 1, &nothing, NULL);
+        say("ppoll %d %x", polled, entry.revents);
+        FD_ZERO(&readable);
+        FD_ZERO(&writable);
+        FD_SET(near, &readable);
+        FD_SET(orders[1], &writable);
+        int selected = select(FD_SETSIZE, &readable, &writable, NULL, &none);
+        say("select %d %d %d", selected, FD_ISSET(near, &readable) != 0, FD_ISSET(orders[1], &writable) != 0);
+        FD_ZERO(&readable);
+        FD_SET(near, &readable);
+        selected = pselect(near + 1, &readable, NULL, NULL, &nothing, NULL);
+        say("pselect %d %d", selected, FD_ISSET(near, &readable) != 0);
+        if (turn == 0) in = receive_sequence("here", near, BACK + in, SOME - 5000, SOME) - BACK;
+    }
+    MUST(kill(host, SIGCONT));
+    ask('r', SOME, BIG), answer();
+    MUST(close(near));
+    part();
+}
+
 static const struct test tests[] = {{"masks", masks}, {"little-by-little", little_by_little}, {"told-of-room", told_of_room},
                                     {"late-edges", late_edges}, {"one-shot", one_shot}, {"one-shot-edges", one_shot_edges},
-                                    {"nested", nested}, {"idle", idle}, {NULL, NULL}};
+                                    {"nested", nested}, {"idle", idle}, {"partly", partly}, {NULL, NULL}};
 
 int main(int count, char **arguments) { return run_named(tests, arguments[1]); }

@@ -121,12 +121,14 @@ private func takeFromRing(_ descriptor: Int32, _ vector: inout Vector, _ wanted:
     let page = ring.pointee.page.unsafelyUnwrapped
     spinForData(page)
     guard lock(&page.pointee.read_lock) else { return .closed }
-    let (result, left) = takeLocked(descriptor, ring, page, &vector, wanted, flags)
+    let result = takeLocked(descriptor, ring, page, &vector, wanted, flags)
     unlock(&page.pointee.read_lock)
     if case .bytes = result, flags & Int32(MSG_PEEK) == 0 {
-        // The host wants to know if it has to put the next byte into the pair, or if it waits for room.
+        // The host wants to know if it has to put the next byte into the pair, or if it waits for room. It may have added
+        // something and gone to sleep since the bytes were counted.
         let bell = alps_load_word(&page.pointee.read_bell)
-        if bell == 2 || bell == 1 && left { ringBell(descriptor, &page.pointee.read_bell) }
+        let isLeft = alps_load_position(&page.pointee.receive_tail) > alps_load_position(&page.pointee.receive_head)
+        if bell == 2 || bell == 1 && isLeft { ringBell(descriptor, &page.pointee.read_bell) }
     }
     return result
 }
@@ -140,11 +142,10 @@ private func spinForData(_ page: RingPage) {
     }
 }
 
-/// Returns what it was, and whether something is left.
 private func takeLocked(
     _ descriptor: Int32, _ ring: RingPointer, _ page: RingPage, _ vector: inout Vector, _ wanted: Int, _ flags: Int32
-) -> (Taken, Bool) {
-    guard alps_load_word(&page.pointee.closed) & ALPS_RING_RECEIVE == 0 else { return (.closed, false) }
+) -> Taken {
+    guard alps_load_word(&page.pointee.closed) & ALPS_RING_RECEIVE == 0 else { return .closed }
     let isPeek = flags & Int32(MSG_PEEK) != 0
     let isDiscarded = flags & Int32(MSG_TRUNC) != 0 && !isPeek
     let capacity = ring.pointee.receiveCapacity
@@ -170,7 +171,7 @@ private func takeLocked(
             position = inband
             break
         }
-        if got < 0 { return (left < wanted ? .bytes(wanted - left) : .failed, false) }
+        if got < 0 { return left < wanted ? .bytes(wanted - left) : .failed }
         if got == 0 { break }
         left -= got
         position &+= UInt64(got)
@@ -195,7 +196,7 @@ private func takeLocked(
     }
     if !isPeek { alps_store_position(&page.pointee.receive_head, position) }
     let taken = wanted - left
-    return (taken > 0 ? .bytes(taken) : .nothing, tail > position)
+    return taken > 0 ? .bytes(taken) : .nothing
 }
 
 /// FIONREAD of a stream with a ring; nil: the pair knows.

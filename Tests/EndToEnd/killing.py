@@ -128,6 +128,8 @@ def kill_at_random(stack, directory, seconds, clients, seed):
     figures["bystander"] = int((output.read_text() or "0").split()[-1])
     kill_group(bystander)
     figures["sessions"] = max(row["peak"] for row in stack.ask("stat")["resources"] if row["name"] == "sessions")
+    figures["rings"] = next(counter["value"] for row in stack.ask("netstat", "-s")["instances"] if row["instance"] == "socket"
+                            for counter in row["counters"] if counter["name"] == "rings_opened")
     stack.assert_nothing_left(120)
     figures["memory"] = (before["memory"], memory(host))
     figures["descriptors"] = (before["descriptors"], descriptors(host))

@@ -182,6 +182,13 @@ def test_what_is_left_in_a_ring_is_readable_at_once(stack, programs, monkeypatch
     assert_unharmed(stack)
 
 
+def test_what_the_host_adds_during_a_read_is_readable(stack, programs):
+    lines, seen = staged(stack, programs("ring_readiness"), "appended", seconds=60)
+    assert lines == ["100000, then told 1", "done"]
+    assert seen["promoted"]["opened"] > 0
+    assert_unharmed(stack)
+
+
 def test_an_idle_ring_costs_no_processor_time(stack, programs):
     used = {}
 

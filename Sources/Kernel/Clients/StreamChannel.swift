@@ -19,6 +19,7 @@ final class StreamChannel: Channel {
     /// It closed with data unread: then the peer must not believe that they were taken (RFC 9293, section 3.6.1).
     private var leftUnread = false
     private var endOfStreamTold = false
+    private var refusesWrites = false
     /// There may be bytes in the pair that have not been looked at: saves a system call in turns that bring none.
     var mayHaveUnread = true
     /// Rings, once there are some, and whether the host looks at them every turn.
@@ -107,7 +108,9 @@ final class StreamChannel: Channel {
             guard isOpen else { return }
         }
         if socket.isConnected { failsByClosing = true }
-        if applicationIsGone, leftUnread || socket.receiveAvailable > 0 {
+        // SO_LINGER with no time: it is not to wait for anything either.
+        let endsAtOnce = leftUnread || socket.receiveAvailable > 0 || socket.isConnected && socket.raw.pointee.linger == 0
+        if applicationIsGone, endsAtOnce {
             // At once, even if something has to wait for the peer's window: the peer may be waiting for us to read. What
             // may go now was written before and goes before the reset.
             if mayHaveUnread { takeWritten(socket, finishes: false) }
@@ -124,9 +127,16 @@ final class StreamChannel: Channel {
         if let words { publish(socket, words) }
         if activeRings & ALPS_RING_RECEIVE == 0 { pushReceived(socket) }
         guard isOpen else { return }
-        if socket.isDisconnected, socket.pendingError != 0, failsByClosing, socket.receiveAvailable == 0 || applicationIsGone {
-            endPair()
+        if socket.isDisconnected, socket.pendingError != 0, failsByClosing {
+            if socket.receiveAvailable == 0 || applicationIsGone { endPair() } else { refuseWrites() }
         }
+    }
+
+    /// After an error: what has come before can still be read, but nothing written.
+    private func refuseWrites() {
+        guard !refusesWrites else { return }
+        refusesWrites = true
+        Glibc.shutdown(descriptor, Int32(SHUT_RD))
     }
 
     /// After an error: the application finds ECONNRESET in its pair and asks for the true one.

@@ -13,5 +13,6 @@ def test_two_hundred_clients_killed_at_random_leave_nothing(stack, directory):
     # How many there are depends on what else the machine does.
     assert figures["killed"] > SECONDS
     assert figures["bystander"] > 100_000
+    assert figures["rings"] > 0
     before, after = figures["descriptors"]
     assert after <= before + 4, figures

@@ -1,5 +1,6 @@
 /* What poll, select and epoll tell of a stream with bulk data on it, in all of its states. ring_readiness TEST */
 #include "ring_peer.h"
+#include <linux/userfaultfd.h>
 
 static void describe(char *text, unsigned mask) {
     static const struct { unsigned bit; const char *name; } bits[] = {
@@ -327,8 +328,47 @@ static void partly(void) {
     part();
 }
 
+/* The host appends while a reader is in the middle of its copy, and sleeps before the reader has come to an end. */
+static unsigned char *slow_page;
+static int faults;
+static void *append_at_fault(void *unused) {
+    struct uffd_msg message;
+    MUST(read(faults, &message, sizeof message));
+    ask('s', SOME, BIG), answer();
+    usleep(200000);
+    struct uffdio_zeropage page = {.range = {(uintptr_t)slow_page, 4096}};
+    MUST(ioctl(faults, UFFDIO_ZEROPAGE, &page));
+    return unused;
+}
+static void appended(void) {
+    meet_in_bulk();
+    watch(EPOLLIN);
+    ask('s', SOME, BIG), answer();
+    at_least(near, FIONREAD, SOME);
+    unsigned char *bytes = mmap(NULL, MIB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    slow_page = bytes + 65536;
+    memset(bytes, 1, 65536);
+    faults = (int)MUST(syscall(SYS_userfaultfd, O_CLOEXEC));
+    struct uffdio_api api = {.api = UFFD_API};
+    MUST(ioctl(faults, UFFDIO_API, &api));
+    struct uffdio_register slow = {.range = {(uintptr_t)slow_page, 4096}, .mode = UFFDIO_REGISTER_MODE_MISSING};
+    MUST(ioctl(faults, UFFDIO_REGISTER, &slow));
+    pthread_t appender;
+    pthread_create(&appender, NULL, append_at_fault, NULL);
+    ssize_t got = MUST(read(near, bytes, MIB));
+    if (differs("here", bytes, BACK + in, (size_t)got)) _exit(99);
+    in += (uint64_t)got;
+    pthread_join(appender, NULL);
+    struct epoll_event event;
+    say("%zd, then told %d", got, epoll_wait(set, &event, 1, 5000));
+    read_here(SOME);
+    MUST(close(near));
+    part();
+}
+
 static const struct test tests[] = {{"masks", masks}, {"little-by-little", little_by_little}, {"told-of-room", told_of_room},
                                     {"late-edges", late_edges}, {"one-shot", one_shot}, {"one-shot-edges", one_shot_edges},
-                                    {"nested", nested}, {"idle", idle}, {"partly", partly}, {NULL, NULL}};
+                                    {"nested", nested}, {"idle", idle}, {"partly", partly}, {"appended", appended},
+                                    {NULL, NULL}};
 
 int main(int count, char **arguments) { return run_named(tests, arguments[1]); }

@@ -27,7 +27,8 @@
 ///
 /// Bells. The host watches the rings while it is awake. Before it sleeps it sets the bells, and looks once more. Whoever moves
 /// send_tail and finds write_bell set, or moves receive_head and finds read_bell 2, or 1 while something is left in the ring,
-/// sets it to 0 and sends ALPS_OP_STREAM_BELL, after freeing the lock.
+/// sets it to 0 and sends ALPS_OP_STREAM_BELL, after freeing the lock. What is left is to be looked at last: receive_tail may
+/// have moved before the bell was set.
 ///
 /// Closing. A direction that is in-band again has its bit in `closed`: the host puts all of the rest into the pair, and takes
 /// nothing but what comes in it. The host closes a direction, with its lock taken, where only the pair shows what happens:

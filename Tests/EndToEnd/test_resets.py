@@ -1,0 +1,44 @@
+"""What a program finds after a reset while there is still something for it to read: the same as on the kernel."""
+
+import pytest
+
+PROGRAM = """
+import errno, socket, struct, sys, time
+kind, size = sys.argv[1], int(sys.argv[2])
+listener = socket.create_server(("127.0.0.1", 0))
+here = socket.create_connection(listener.getsockname())
+there = listener.accept()[0]
+there.setblocking(False)
+last = time.monotonic()
+while time.monotonic() < last + .3:
+    # All that buffers take, or one message.
+    try: there.send(b"x" * size); last = time.monotonic()
+    except BlockingIOError: time.sleep(.01)
+    if size < 1000: break
+if kind == "linger": there.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+else:
+    here.send(b"y")
+    time.sleep(.2)
+there.close()
+time.sleep(.3)
+told = []
+for _ in range(3):
+    try: told.append(here.send(b"y"))
+    except OSError as error: told.append(errno.errorcode[error.errno])
+    time.sleep(.05)
+got = 0
+try:
+    while data := here.recv(65536): got += len(data)
+except OSError: pass
+print(told, got > 0)
+"""
+
+
+@pytest.mark.parametrize("size", [10, 65536])
+@pytest.mark.parametrize("kind", ["linger", "unread"])
+def test_writes_fail_after_a_reset(stack, kind, size):
+    argv = ("/usr/bin/python3", "-c", PROGRAM, kind, size)
+    expected = stack.outside(*argv).stdout
+    assert "ECONNRESET" in expected
+    assert stack.run(*argv).stdout == expected
+    stack.assert_nothing_left()

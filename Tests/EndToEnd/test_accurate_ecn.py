@@ -57,6 +57,8 @@ def peer(stack, directory):
 def mark(stack, share):
     stack.outside("nft", "add table bridge m")
     stack.outside("nft", "add chain bridge m forward { type filter hook forward priority 0; }")
+    # Acknowledgments may be few.
+    stack.outside("nft", "add rule bridge m forward ip ecn ect0 ip length < 200 numgen random mod 1000 < 300 ip ecn set ce")
     stack.outside("nft", f"add rule bridge m forward ip ecn ect0 numgen random mod 1000 < {share} ip ecn set ce")
 
 

@@ -83,8 +83,10 @@ extension Socket {
     }
 
     func releaseEmptyBuffers() {
-        if raw.pointee.snd.head == raw.pointee.snd.tail { releaseSendBuffer() }
+        if raw.pointee.snd.head == raw.pointee.snd.tail { releaseSendBuffer(isIdle: true) }
         // Bytes that have arrived out of order lie behind `tail`.
-        if raw.pointee.rcv.head == raw.pointee.rcv.tail, idle.placedEnd <= raw.pointee.rcv.tail { releaseReceiveBuffer() }
+        if raw.pointee.rcv.head == raw.pointee.rcv.tail, idle.placedEnd <= raw.pointee.rcv.tail {
+            releaseReceiveBuffer(isIdle: true)
+        }
     }
 }

@@ -89,9 +89,14 @@ extension Socket {
         releaseReceiveBuffer()
     }
 
-    func releaseSendBuffer() { Self.release(&raw.pointee.snd, end: raw.pointee.snd.tail) }
+    /// `isIdle`: the connection stays, and its pages are to go back rather than wait for another one.
+    func releaseSendBuffer(isIdle: Bool = false) {
+        Self.release(&raw.pointee.snd, end: isIdle ? .max : raw.pointee.snd.tail)
+    }
 
-    func releaseReceiveBuffer() { Self.release(&raw.pointee.rcv, end: max(raw.pointee.rcv.tail, idle.placedEnd)) }
+    func releaseReceiveBuffer(isIdle: Bool = false) {
+        Self.release(&raw.pointee.rcv, end: isIdle ? .max : max(raw.pointee.rcv.tail, idle.placedEnd))
+    }
 
     /// `end`: of the part of the stream that has been in it. Streams begin at 0.
     private static func release(_ buffer: inout alps_sockbuf, end: UInt64) {

@@ -80,6 +80,13 @@ extension UnsafeMutablePointer where Pointee == Connection {
 
     // MARK: Sending again
 
+    /// What may be sent again ends here: the peer's window, and what rounding it to units of the scale may have taken away
+    /// since this was sent (RFC 7323, 2.4).
+    @inline(__always)
+    var repetitionEdge: SequenceNumber {
+        pointee.sndUna + pointee.sndWnd + (pointee.sndWnd == 0 ? 0 : (1 << UInt32(pointee.sndScale)) - 1)
+    }
+
     /// Sends what waits to be sent again, as far as the windows allow. True: something went.
     func repeatLost(_ network: Network, _ list: inout PacketList) -> Bool {
         let instance = instance
@@ -96,7 +103,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
             guard room >= Int(min(mss, wanted)) || pipe == 0 else { break }
             // A window that has shrunk holds back what lies beyond it (RFC 9293, 3.8.6).
             let isFirst = range.pointee.start == pointee.sndUna
-            let open = (pointee.sndUna + pointee.sndWnd) - range.pointee.start
+            let open = repetitionEdge - range.pointee.start
             guard open > 0 else { break }
             var limit = min(UInt32(truncatingIfNeeded: max(room, 0)), UInt32(truncatingIfNeeded: packetLimit))
             if pipe == 0 { limit = max(limit, mss) }

@@ -33,10 +33,10 @@ extension UnsafeMutablePointer where Pointee == Connection {
         if !sendOneNew(network, &list) {
             pointee.recovery.isProbeRepeat = true
             guard repeatLast(network, &list) else {
-                // Nothing to probe with: the timer alone is left, and must be.
+                // Nothing to probe with: the timer alone is left, and must be; nothing was sent to start it anew for.
                 pointee.recovery.isProbing = true
                 pointee.recovery.probeEnd = pointee.sndNxt
-                return restartLossTimer()
+                return chooseTimer()
             }
         }
         instance.count(.tailLossProbes)
@@ -49,7 +49,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
     /// The last segment once more.
     private func repeatLast(_ network: Network, _ list: inout PacketList) -> Bool {
         guard var range = pointee.sendMap.last, !range.pointee.has(.sacked),
-            range.pointee.end <= pointee.sndUna + pointee.sndWnd
+            range.pointee.end <= repetitionEdge
         else { return false }
         let hasFin = range.pointee.has(.fin)
         var length = range.pointee.length - (hasFin ? 1 : 0)

@@ -251,7 +251,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
         guard let network = instance.network else { return }
         instance.count(.sentResets)
         instance.emit(
-            network, netpcb, conn: &pointee.conn, sequence: acceptableSequence == pointee.sndNxt ? pointee.sndMax : acceptableSequence,
+            // Not `sndMax`, which counts the octet of a probe that a closed window did not take.
+            network, netpcb, conn: &pointee.conn, sequence: acceptableSequence,
             acknowledgment: pointee.rcvNxt, flags: Flag.rst | Flag.ack,
             window: instance.isOn(.resetWindow) ? selectWindow(keeps: true) : 0, options: nil,
             // RFC 7323, 3.2: a reset should have them too.

@@ -124,9 +124,11 @@ for family in (socket.AF_UNIX, socket.AF_NETLINK, socket.AF_PACKET):
 
 @pytest.fixture
 def veth(stack):
-    """The kernel's own pair of interfaces, to compare with."""
+    """The kernel's own pair of interfaces, to compare with; it sends nothing of its own, as IPv6 would."""
     name = f"{stack.netns}v"
-    for argv in (["netns", "add", name], ["-n", name, "link", "add", "v0", "type", "veth", "peer", "name", "v1"],
+    for argv in (["netns", "add", name],
+                 ["netns", "exec", name, "sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1"],
+                 ["-n", name, "link", "add", "v0", "type", "veth", "peer", "name", "v1"],
                  ["-n", name, "link", "set", "v0", "up"], ["-n", name, "link", "set", "v1", "up"]):
         subprocess.run(["ip", *argv], check=True)
     yield ["ip", "netns", "exec", name]

@@ -22,12 +22,9 @@ else:
 there.close()
 time.sleep(.3)
 told = []
-for _ in range(20):
-    # The first may be what the reset answers.
-    try: here.send(b"y")
+for _ in range(3):
+    try: told.append(here.send(b"y"))
     except OSError as error: told.append(errno.errorcode[error.errno])
-    if len(told) == 3: break
-    time.sleep(.05)
 got = 0
 try:
     while data := here.recv(65536): got += len(data)

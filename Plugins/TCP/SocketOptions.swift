@@ -75,6 +75,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
             // What is held back goes now, cork or not.
             if number != 0 { output(force: mayForce) }
         case Option.cork:
+            // What was written before is not held back.
+            if number != 0, !has(.cork), unsent > 0 { output() }
             set(.cork, number != 0)
             if number == 0 { output(force: mayForce) }
         case Option.maxSegment:

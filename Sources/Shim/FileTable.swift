@@ -78,6 +78,11 @@ struct Entry {
     static var errorQueue: UInt8 { 32 }
     static var credentials: UInt8 { 64 }
 
+    /// Of a stream, whose peer only the host knows: 1 more than the index of its word (CorkWords.swift); 0: it has none.
+    var corkWord: UInt16 {
+        get { peerPort }
+        set { peerPort = newValue }
+    }
     var isDatagram: Bool { kind == .datagram || kind == .connectedDatagram }
     var isNetlink: Bool { domain == UInt8(AF_NETLINK) }
     var isPacket: Bool { domain == UInt8(AF_PACKET) }
@@ -139,6 +144,7 @@ func clearEntry(_ descriptor: Int32) {
         return
     }
     dropRing(found)
+    freeCorkWord(found)
     memset(found, 0, MemoryLayout<Entry>.size)
 }
 
@@ -148,6 +154,8 @@ func copyEntry(from: Int32, to: Int32) {
     if let source, source.pointee.kind != .unknown, source.pointee.kind != .hidden {
         fileTable.highest = max(fileTable.highest, UInt32(to))
         dropRing(target)
+        freeCorkWord(target)
+        shareCork(source)
         target.pointee = source.pointee
         target.pointee.ringState &= Entry.copied
         shareRing(target)
@@ -178,6 +186,7 @@ func isHidden(_ descriptor: Int32) -> Bool {
 func markNative(_ descriptor: Int32) {
     guard let found = writableEntry(of: descriptor) else { return }
     dropRing(found)
+    freeCorkWord(found)
     memset(found, 0, MemoryLayout<Entry>.size)
     found.pointee.kind = .native
 }
@@ -202,7 +211,9 @@ func register(_ descriptor: Int32, _ info: alps_socket_info, fresh: Bool) -> Ent
     }
     new.born = forks
     if fresh { new.state = Entry.ancillaryKnown } else { new.ringState = Entry.inBandForGood }
+    if new.isStream { new.corkWord = 0 }
     dropRing(found)
+    freeCorkWord(found)
     found.pointee = new
     return found
 }

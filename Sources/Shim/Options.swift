@@ -70,8 +70,14 @@ public func shimSetsockopt(
         guard result == 0, name == SO_SNDTIMEO || name == sendTimeoutNew else { return result }
     }
     var request = alps_sockopt_request(level: level, name: name, length: length, reserved: 0)
+    let on = value.map {
+        length >= 4 ? $0.loadUnaligned(as: Int32.self) != 0 : length > 0 && $0.loadUnaligned(as: UInt8.self) != 0
+    }
     let isSwitchedOften = isSwitchedOften(level, name, length, found)
-    if isSwitchedOften, found.pointee.state & Entry.answered != 0 || activation.streamsAnswered && isMadeHere(found),
+    if isSwitchedOften, name == corkOption, isMadeHere(found), setCork(found, on ?? false) { return 0 }
+    // What is written next must find it corked.
+    let mayBeLate = isSwitchedOften && (name != corkOption || on == false)
+    if mayBeLate, found.pointee.state & Entry.answered != 0 || activation.streamsAnswered && isMadeHere(found),
         tell(
             ALPS_OP_SETSOCKOPT, about: found, &request, MemoryLayout<alps_sockopt_request>.size, tail: value, Int(length))
     {
@@ -90,9 +96,6 @@ public func shimSetsockopt(
         _ = alps_sys_setsockopt(descriptor, level, name, value, length)
     }
     if level == SOL_SOCKET, name == SO_RCVBUF || name == SO_SNDBUF { found.pointee.state |= Entry.buffersSet }
-    let on = value.map {
-        length >= 4 ? $0.loadUnaligned(as: Int32.self) != 0 : length > 0 && $0.loadUnaligned(as: UInt8.self) != 0
-    }
     noteAncillary(found, level, name, on: on ?? false)
     // Where every holder finds it; a UNIX socket does nothing with it.
     if level == SOL_SOCKET, name == SO_LINGER { _ = alps_sys_setsockopt(descriptor, level, name, value, length) }
@@ -100,7 +103,7 @@ public func shimSetsockopt(
 }
 
 /// This process image has made or accepted it, and has not forked since.
-private func isMadeHere(_ found: EntryPointer) -> Bool { found.pointee.born == forks && !found.pointee.has(Entry.inBandForGood) }
+func isMadeHere(_ found: EntryPointer) -> Bool { found.pointee.born == forks && !found.pointee.has(Entry.inBandForGood) }
 
 /// isReadable for the value of an option: the kernel looks at one of an int for less, in an option that means nothing to a UNIX
 /// socket.
@@ -115,9 +118,12 @@ private func isReadable(_ value: UnsafeRawPointer?, _ length: Int, _ descriptor:
 /// Options that servers turn on and off for each connection or answer, and that cannot fail once the host has taken one of them
 /// for a stream that this process has made: nobody need wait for the host.
 private func isSwitchedOften(_ level: Int32, _ name: Int32, _ length: socklen_t, _ found: EntryPointer) -> Bool {
-    let (noDelay, cork): (Int32, Int32) = (1, 3)
-    return level == Int32(IPPROTO_TCP) && (name == noDelay || name == cork) && length == 4 && found.pointee.kind == .stream
+    let noDelay: Int32 = 1
+    return level == Int32(IPPROTO_TCP) && (name == noDelay || name == corkOption) && length == 4 && found.pointee.kind == .stream
 }
+
+/// TCP_CORK.
+private var corkOption: Int32 { 3 }
 
 /// Options of SOL_SOCKET that act where the program waits: on the pair.
 private func isPairOption(_ name: Int32, _ found: EntryPointer) -> Bool {

@@ -16,6 +16,7 @@ private var step: Int { 65536 }
 /// A write to a stream with a ring.
 @inline(never)
 func sendThroughRing(_ descriptor: Int32, _ parts: UnsafePointer<iovec>, _ count: Int, _ flags: Int32) -> Int {
+    if let found = entry(of: descriptor), found.pointee.corkWord != 0 { notePlainWrite(found) }
     var vector = Vector(parts, count)
     let wanted = vector.total
     var done = 0

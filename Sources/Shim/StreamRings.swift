@@ -58,8 +58,10 @@ extension Entry {
     static var hasBegunWriting: UInt32 { 8 }
     /// A thread is asking for a ring.
     static var opensRing: UInt32 { 4 }
+    /// TCP_CORK goes by messages: the socket has several numbers here, or the host wants it so.
+    static var sharesCork: UInt32 { 16 }
     /// What a number that is duplicated has of these.
-    static var copied: UInt32 { inBandForGood | opensWriting | hasBegunWriting }
+    static var copied: UInt32 { inBandForGood | opensWriting | hasBegunWriting | sharesCork }
     /// In the upper bits: writes to the pair that are under way.
     static var writer: UInt32 { 256 }
 
@@ -176,6 +178,7 @@ private func writersHaveLeft(_ handle: UInt64) -> Bool {
 @inline(__always)
 func beginPairWrite(_ descriptor: Int32) -> Bool {
     let found = fileTable.entries.unsafelyUnwrapped + Int(descriptor)
+    if found.pointee.corkWord != 0 { notePlainWrite(found) }
     let before = alps_add_word(&found.pointee.ringState, Entry.writer)
     if before & Entry.opensRing == 0, found.pointee.ring == 0 { return true }
     return giveWay(found)

@@ -187,3 +187,54 @@ def test_requests_are_as_on_the_kernel(stack, table):
 def test_options_that_nobody_waits_for_are_in_force_all_the_same(stack):
     program = PROGRAM.with_name("switching.py")
     assert stack.run("/usr/bin/python3", program).stdout == stack.outside("/usr/bin/python3", program).stdout
+
+
+def test_cork_holds_and_lets_go_as_on_the_kernel(stack):
+    program = PROGRAM.with_name("corking.py")
+    expected = stack.outside("/usr/bin/python3", program).stdout
+    assert stack.run("/usr/bin/python3", program).stdout == expected
+    stack.assert_nothing_left()
+
+
+SCRIBBLER = """
+import ctypes, os, random, re, socket, threading, time
+listener = socket.create_server(("127.0.0.1", 0))
+pairs = []
+for _ in range(8):
+    near = socket.create_connection(listener.getsockname())
+    near.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+    pairs.append((near, listener.accept()[0]))
+start, end = re.search(r"([0-9a-f]+)-([0-9a-f]+) \\S+ \\S+ \\S+ \\S+ +/memfd:alps-cork-words", open("/proc/self/maps").read()).groups()
+start = int(start, 16)
+length = int(end, 16) - start
+try: os.truncate(f"/proc/self/map_files/{start:x}-{end}", 0)
+except OSError as error: print(error.strerror)
+done = False
+def scribble():
+    generator = random.Random(SEED)
+    while not done:
+        # Words in use mostly.
+        word = generator.randrange(length // 4 if generator.random() < .01 else 32)
+        ctypes.c_uint32.from_address(start + 4 * word).value = generator.choice((generator.getrandbits(32), 0, 1, 2, 3))
+thread = threading.Thread(target=scribble)
+thread.start()
+for turn in range(300):
+    for near, far in pairs:
+        near.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, turn & 1)
+        near.sendall(b"x" * 10)
+for near, far in pairs:
+    near.shutdown(socket.SHUT_WR)
+    got = 0
+    while data := far.recv(65536): got += len(data)
+    assert got == 3000, got
+done = True
+thread.join()
+print("all came")
+"""
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_client_may_write_anything_into_its_cork_words(stack, seed):
+    output = stack.run("/usr/bin/python3", "-c", SCRIBBLER.replace("SEED", str(seed))).stdout
+    assert output == "Operation not permitted\nall came\n"
+    stack.assert_nothing_left()

@@ -191,6 +191,7 @@ static inline uint32_t alps_add_word(volatile void *word, uint32_t value) {
     return __atomic_fetch_add((volatile uint32_t *)word, value, __ATOMIC_SEQ_CST);
 }
 static inline void alps_count_word(volatile void *word) { __atomic_fetch_add((volatile uint32_t *)word, 1, __ATOMIC_SEQ_CST); }
+static inline void alps_full_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 static inline void alps_pause(void) {
 #if defined(__x86_64__)
     __builtin_ia32_pause();

@@ -21,6 +21,9 @@ enum ClientRequests {
             return session.reply(frame, Array(text.utf8))
         case UInt32(ALPS_OP_IOCTL) where frame.socket == 0:
             return ioctl(session, frame, payload, nil)
+        case UInt32(ALPS_OP_CORK_WORDS):
+            guard let words = session.openCorkWords() else { return session.reply(frame, error: ENOMEM) }
+            return session.reply(frame, bytes(CorkWords.count), passing: fcntl(words.descriptor, F_DUPFD_CLOEXEC, 0))
         default: break
         }
         if UInt32(frame.op) == UInt32(ALPS_OP_LINGER) {
@@ -160,12 +163,18 @@ enum ClientRequests {
             session.reply(frame, error: status)
         case UInt32(ALPS_OP_GETSOCKOPT):
             guard let request = load(payload, alps_sockopt_request.self) else { return session.reply(frame, error: EINVAL) }
+            if StreamChannel.isCork(level: request.level, name: request.name) {
+                (socket.channel as? StreamChannel)?.settleCork(socket)
+            }
             let (error, value) = socket.getOption(
                 level: request.level, name: request.name, capacity: Int(min(request.length, 65536)))
             session.reply(frame, error: error, value)
         case UInt32(ALPS_OP_SETSOCKOPT):
             guard let request = load(payload, alps_sockopt_request.self) else { return session.reply(frame, error: EINVAL) }
             let value = Array(payload.dropFirst(MemoryLayout<alps_sockopt_request>.size).prefix(Int(request.length)))
+            if StreamChannel.isCork(level: request.level, name: request.name) {
+                (socket.channel as? StreamChannel)?.leaveCork(socket)
+            }
             session.reply(frame, error: socket.setOption(level: request.level, name: request.name, value))
         case UInt32(ALPS_OP_GETSOCKNAME): session.reply(frame, bytes(clientAddress(socket.localAddress)))
         case UInt32(ALPS_OP_GETPEERNAME):
@@ -223,6 +232,11 @@ enum ClientRequests {
         case UInt32(ALPS_OP_STREAM_BELL):
             socket.channel?.bell()
             session.reply(frame)
+        case UInt32(ALPS_OP_CORK_WORD):
+            guard let index = load(payload, UInt32.self), let words = session.corkWords,
+                let channel = socket.channel as? StreamChannel
+            else { return session.reply(frame, error: EINVAL) }
+            session.reply(frame, error: channel.followCork(socket, words, index))
         case UInt32(ALPS_OP_SEND_OOB):
             guard let byte = payload.first, socket.isStream else { return session.reply(frame, error: EOPNOTSUPP) }
             // It comes behind what has been written: writers have to have come back to the pair.

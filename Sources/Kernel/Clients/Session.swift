@@ -24,6 +24,8 @@ package final class Session: ReadyHandler {
     /// Rings of the sockets made here; nil without memory. Tools never need one.
     private(set) lazy var arena = Arena(
         name: "alps-\(kernel.name)-\(number)", limitBytes: kernel.configuration.arenaLimit)
+    /// Once the client has asked for them (ALPS_OP_CORK_WORDS).
+    private(set) var corkWords: CorkWords?
     /// Sockets made in this session; also those whose pair is closed, until they are forgotten.
     let files = FileTable()
 
@@ -312,6 +314,12 @@ package final class Session: ReadyHandler {
         pending[id] = fiber
     }
 
+    /// Nil without memory.
+    func openCorkWords() -> CorkWords? {
+        if corkWords == nil { corkWords = CorkWords() }
+        return corkWords
+    }
+
     // MARK: The end
 
     /// Ends the session. Sockets live as long as their pairs: another process may hold them.
@@ -329,6 +337,9 @@ package final class Session: ReadyHandler {
         input.removeAll()
         for fiber in pending.values { kernel.fibers.cancel(fiber) }
         files.removeAll()
+        for handle in (corkWords?.followers ?? [:]).values {
+            if let socket = kernel.sockets.find(handle) { (socket.channel as? StreamChannel)?.leaveCork(socket) }
+        }
         server.closed(self)
         if !isTool { kernel.streamRings.processHasEnded() }
     }

@@ -137,6 +137,7 @@ extension StreamChannel {
     func takeFromRing(_ socket: Socket, _ ring: RingWords) -> Bool {
         guard isActive(ALPS_RING_SEND) else { return false }
         let tail = ring.sendTail
+        if cork != nil { lookAtCork(socket) }
         let known = socket.raw.pointee.snd.tail
         guard tail != known else { return false }
         guard tail &- known <= UInt64(socket.raw.pointee.snd.capacity),

@@ -29,6 +29,8 @@ final class StreamChannel: Channel {
     var activeRings: UInt32 = 0
     /// It has shut down reading.
     var applicationReadsNoMore = false
+    /// TCP_CORK in shared memory (CorkWords.swift).
+    var cork: CorkFollowing?
     /// Code that knows nothing of rings may use the socket.
     var staysInBand = false
     var isWatched = false
@@ -89,6 +91,8 @@ final class StreamChannel: Channel {
     override func bell() {
         sockets { $0.count(.ringBells) }
         watchRing()
+        // Or what is held back is to go.
+        if cork != nil { mayHaveUnread = true }
         borrowed { pump($0) }
     }
 
@@ -96,7 +100,11 @@ final class StreamChannel: Channel {
         if words == nil { super.buffersAreIdle(socket) } else { releasePages(socket) }
     }
 
-    override func pairCloses() { endRing() }
+    override func pairCloses() {
+        endRing()
+        if let cork { _ = cork.table.enter(cork.index, nil) }
+        cork = nil
+    }
 
     func pump(_ socket: Socket) {
         guard isOpen else { return }
@@ -152,6 +160,7 @@ final class StreamChannel: Channel {
 
     /// `finishes`: the end of what was written is passed on, too.
     private func takeWritten(_ socket: Socket, finishes: Bool = true) {
+        defer { if cork != nil { releaseCork(socket) } }
         if let words, activeRings & ALPS_RING_SEND != 0 {
             guard takeFromRingAndPair(socket, words) else { return }
         } else {
@@ -169,6 +178,7 @@ final class StreamChannel: Channel {
         var budget = Self.budget
         while isOpen {
             let unread = Int(alps_bytes_waiting(descriptor)) - 1
+            if cork != nil { lookAtCork(socket) }
             if plug > 0 {
                 guard socket.isConnected || applicationIsGone else {
                     if !socket.isConnecting, hasPassedDescriptors { socket.abort() }

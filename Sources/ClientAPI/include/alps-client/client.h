@@ -99,6 +99,8 @@
                                 ///< EOPNOTSUPP: never for this socket
 #define ALPS_OP_STREAM_PAIR 52u ///< uint32 directions -> -. They are in-band again. The asker holds their locks
 #define ALPS_OP_STREAM_BELL 53u ///< - (a note): look at the ring of this socket
+#define ALPS_OP_CORK_WORDS 54u  ///< - -> uint32 count, one descriptor: the alps_cork_word[count] of this session
+#define ALPS_OP_CORK_WORD 55u   ///< uint32 index -> -: from now on TCP_CORK of this socket is what that word says
 #define ALPS_OP_PROC_NET 21u    ///< name of a file of /proc/net ("dev", "route", "arp", "tcp", ...) -> its text as Linux has it; ENOENT
 
 /// In front of everything on a session. 40 bytes.
@@ -188,6 +190,21 @@ typedef struct alps_sockopt_request {
     uint32_t length;  ///< get: capacity; set: bytes that follow
     uint32_t reserved;
 } alps_sockopt_request;
+
+/// TCP_CORK of a stream without a message for each change, for servers that set and clear it around each answer. The host looks
+/// at `wanted` when it takes what was written, so what was held back and released in the meantime costs nothing. A client
+/// changes `wanted`, and looks at `applied` afterwards (with a full fence between): if it has released what the host may be
+/// holding back, it sends ALPS_OP_STREAM_BELL. The host believes nothing that stands here.
+typedef struct alps_cork_word {
+    uint32_t wanted;   ///< client: bit 0: hold back. In the others a number that grows with every release, and when holding back
+                       ///< begins after something was written without: what is in the pair may go then
+    uint32_t applied;  ///< host: 1: it holds back. ALPS_CORK_LEFT: only ALPS_OP_SETSOCKOPT counts
+    uint32_t plain;    ///< the client's own: something was written while bit 0 was clear
+    uint32_t reserved;
+} alps_cork_word;
+_Static_assert(sizeof(alps_cork_word) == 16, "layout");
+
+#define ALPS_CORK_LEFT 2u
 
 typedef struct alps_ioctl_request {
     uint64_t command;

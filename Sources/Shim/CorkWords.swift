@@ -71,6 +71,7 @@ private func openCorkWord(_ found: EntryPointer) -> Bool {
         words[Int(index)] = alps_cork_word(wanted: 1, applied: 0, plain: 0, reserved: 0)
         guard ask(ALPS_OP_CORK_WORD, about: found, &index, 4).error == 0 else {
             set(found, Entry.sharesCork)
+            freeWord(Int(index))
             return false
         }
         found.pointee.corkWord = UInt16(index + 1)
@@ -81,22 +82,31 @@ private func openCorkWord(_ found: EntryPointer) -> Bool {
 
 /// Asks for them if this session has none yet.
 private func haveWords() -> Bool {
+    // In a child, its parent's table would look like its own.
+    dropForeignSession()
     if corkTable.generation == session.generation { return corkTable.words != nil }
     var count: UInt32 = 0
     let reply = ask(ALPS_OP_CORK_WORDS, 0, into: &count, 4)
-    defer { if reply.descriptor >= 0 { _ = alps_sys_close(reply.descriptor) } }
-    // Numbers mean words of this table, and nothing in another. The old one stays mapped: a thread may be looking at it.
-    if let entries = fileTable.entries {
-        for each in 0...Int(fileTable.highest) where entries[each].kind == .stream { entries[each].corkWord = 0 }
-    }
-    corkTable = CorkTable(generation: session.generation)
     let bytes = wordCount * MemoryLayout<alps_cork_word>.stride
-    guard reply.error == 0, reply.descriptor >= 0, Int(count) == wordCount,
-        let memory = alps_sys_mmap(nil, bytes, PROT_READ | PROT_WRITE, Int32(MAP_SHARED), reply.descriptor, 0),
-        memory != UnsafeMutableRawPointer(bitPattern: -1)
-    else { return false }
-    corkTable.words = memory.bindMemory(to: alps_cork_word.self, capacity: wordCount)
-    return true
+    var memory: UnsafeMutableRawPointer?
+    if reply.error == 0, reply.descriptor >= 0, Int(count) == wordCount {
+        memory = alps_sys_mmap(nil, bytes, PROT_READ | PROT_WRITE, Int32(MAP_SHARED), reply.descriptor, 0)
+        if memory == UnsafeMutableRawPointer(bitPattern: -1) { memory = nil }
+    }
+    if reply.descriptor >= 0 { _ = alps_sys_close(reply.descriptor) }
+    locked {
+        // Another thread may have been first.
+        guard corkTable.generation != session.generation else { return }
+        // Numbers mean words of this table, and nothing in another. The old one stays mapped: a thread may be looking at it.
+        if let entries = fileTable.entries {
+            for each in 0...Int(fileTable.highest) where entries[each].kind == .stream { entries[each].corkWord = 0 }
+        }
+        corkTable = CorkTable(
+            words: memory?.bindMemory(to: alps_cork_word.self, capacity: wordCount), generation: session.generation)
+        memory = nil
+    }
+    if let memory { _ = alps_sys_munmap(memory, bytes) }
+    return corkTable.words != nil
 }
 
 /// The number means something else, or nothing, from now on. A word that another process may know of stays in use.
@@ -105,6 +115,10 @@ func freeCorkWord(_ found: EntryPointer) {
     let index = Int(found.pointee.corkWord) - 1
     found.pointee.corkWord = 0
     guard isMadeHere(found), !found.pointee.has(Entry.sharesCork), index < wordCount else { return }
+    freeWord(index)
+}
+
+private func freeWord(_ index: Int) {
     withUnsafeMutableBytes(of: &corkTable.used) {
         _ = alps_clear_bits($0.baseAddress.unsafelyUnwrapped + 4 * (index / 32), 1 << UInt32(index % 32))
     }

@@ -1,42 +1,30 @@
 import ClientAPI
 import CLinux
-import Glibc
 import PluginAPI
 
-/// The cork words of one session (client.h), in a memory file that its process maps, too.
-///
-/// A seal keeps the client from changing the file's length, which could turn the host's next access into a SIGBUS.
+/// The cork words of one session (client.h), in memory that its process maps, too.
 final class CorkWords {
     static let count: UInt32 = 4096
-    private static let bytes = Int(count) * MemoryLayout<alps_cork_word>.stride
-    /// The file, for the client.
-    let descriptor: Int32
+    private let file: SealedFile
     private let words: UnsafeMutablePointer<alps_cork_word>
     /// Who follows which word.
     private(set) var followers: [UInt32: SocketHandle] = [:]
 
     /// Nil if the system has no memory file or address range to give.
     init?() {
-        descriptor = memfd_create("alps-cork-words", UInt32(MFD_CLOEXEC | MFD_ALLOW_SEALING))
-        guard descriptor >= 0 else { return nil }
-        guard ftruncate(descriptor, Self.bytes) == 0,
-            fcntl(descriptor, alps_F_ADD_SEALS, alps_F_SEAL_SHRINK | alps_F_SEAL_GROW | alps_F_SEAL_SEAL) == 0,
-            let memory = mmap(nil, Self.bytes, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0), memory != MAP_FAILED
-        else {
-            Glibc.close(descriptor)
-            return nil
-        }
-        words = memory.assumingMemoryBound(to: alps_cork_word.self)
+        let bytes = Int(Self.count) * MemoryLayout<alps_cork_word>.stride
+        guard let file = SealedFile(name: "alps-cork-words", bytes: bytes) else { return nil }
+        self.file = file
+        words = file.base.assumingMemoryBound(to: alps_cork_word.self)
     }
 
-    deinit {
-        munmap(words, Self.bytes)
-        Glibc.close(descriptor)
-    }
+    /// The file, for the client.
+    var descriptor: Int32 { file.descriptor }
 
     subscript(index: UInt32) -> UnsafeMutablePointer<alps_cork_word> { words + Int(index) }
 
     /// Returns who followed the word before.
+    @discardableResult
     func enter(_ index: UInt32, _ follower: SocketHandle?) -> SocketHandle? {
         let before = followers[index]
         followers[index] = follower
@@ -125,7 +113,7 @@ extension StreamChannel {
         let wanted = withUnsafeMutablePointer(to: &following.word.pointee.wanted) { alps_load_acquire($0) }
         let isHeld = wanted & 1 != 0
         cork = nil
-        _ = following.table.enter(following.index, nil)
+        following.table.enter(following.index, nil)
         if isHeld != following.isApplied {
             _ = socket.setOption(level: Self.corkLevel, name: Self.corkName, [isHeld ? 1 : 0, 0, 0, 0])
         }

@@ -102,7 +102,7 @@ final class StreamChannel: Channel {
 
     override func pairCloses() {
         endRing()
-        if let cork { _ = cork.table.enter(cork.index, nil) }
+        cork.map { _ = $0.table.enter($0.index, nil) }
         cork = nil
     }
 

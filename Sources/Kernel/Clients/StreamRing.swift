@@ -5,12 +5,9 @@ import PluginAPI
 
 /// The memory file of a stream socket's rings (stream-ring.h), mapped by the processes that hold the socket, too.
 ///
-/// Nothing in it is believed: positions are read once and checked by the channel. A seal keeps clients from changing the
-/// file's length, which could turn the host's next access into a SIGBUS.
+/// Nothing in it is believed: positions are read once and checked by the channel.
 final class StreamRing {
-    /// The file, for processes that ask for it.
-    let descriptor: Int32
-    let bytes: Int
+    private let file: SealedFile
     let words: RingWords
     private var page: UnsafeMutablePointer<alps_stream_ring> { words.page }
     private let extents: UnsafeMutablePointer<alps_ext>
@@ -19,17 +16,10 @@ final class StreamRing {
 
     /// Capacities are powers of two, bytes. Nil if the system has no memory file or address range to give.
     init?(receiveCapacity: Int, sendCapacity: Int) {
-        bytes = Self.controlBytes + receiveCapacity + sendCapacity
-        descriptor = memfd_create("alps-stream-ring", UInt32(MFD_CLOEXEC | MFD_ALLOW_SEALING))
-        guard descriptor >= 0 else { return nil }
-        guard ftruncate(descriptor, bytes) == 0,
-            fcntl(descriptor, alps_F_ADD_SEALS, alps_F_SEAL_SHRINK | alps_F_SEAL_GROW | alps_F_SEAL_SEAL) == 0,
-            let memory = mmap(nil, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, descriptor, 0),
-            memory != MAP_FAILED
-        else {
-            Glibc.close(descriptor)
-            return nil
-        }
+        let bytes = Self.controlBytes + receiveCapacity + sendCapacity
+        guard let file = SealedFile(name: "alps-stream-ring", bytes: bytes) else { return nil }
+        self.file = file
+        let memory = file.base
         words = RingWords(page: memory.assumingMemoryBound(to: alps_stream_ring.self))
         extents = .allocate(capacity: 2)
         let rings = memory.assumingMemoryBound(to: UInt8.self) + Self.controlBytes
@@ -47,11 +37,11 @@ final class StreamRing {
         page.pointee.closed = ALPS_RING_RECEIVE | ALPS_RING_SEND
     }
 
-    deinit {
-        extents.deallocate()
-        munmap(page, bytes)
-        Glibc.close(descriptor)
-    }
+    deinit { extents.deallocate() }
+
+    /// The file, for processes that ask for it.
+    var descriptor: Int32 { file.descriptor }
+    var bytes: Int { file.bytes }
 
     func capacity(_ direction: UInt32) -> UInt32 { extents[direction == ALPS_RING_RECEIVE ? 0 : 1].length }
 

@@ -5,15 +5,14 @@ import Glibc
 /// The memory file under a packet socket's rings, mapped by the program too.
 ///
 /// The program may write into it whatever and whenever it likes. The host reads nothing of it but status words and the
-/// frames of a transmit ring, each once, and takes no length or place from it that it does not check. Seals keep the program
-/// from shortening the file, which would turn the host's next access into a SIGBUS, and its pages are there from the start.
+/// frames of a transmit ring, each once, and takes no length or place from it that it does not check. Its pages are there from
+/// the start.
 package final class RingMemory {
-    /// The file.
-    package let descriptor: Int32
-    package let base: UnsafeMutableRawPointer
+    private let file: SealedFile
+    package var descriptor: Int32 { file.descriptor }
+    package var base: UnsafeMutableRawPointer { file.base }
     /// Bytes of the rings; the control page lies behind them.
     package let ringBytes: Int
-    private let bytes: Int
     private var filled: UInt32 = 0
 
     private static let page = 4096
@@ -23,23 +22,11 @@ package final class RingMemory {
     /// Throws ENOMEM.
     package init(bytes: Int) throws {
         ringBytes = bytes
-        self.bytes = bytes + Self.page
         guard bytes <= Self.limit else { throw KernelError(ENOMEM, "a ring of \(bytes) bytes is too large") }
-        descriptor = memfd_create("alps-packet-ring", UInt32(MFD_CLOEXEC | MFD_ALLOW_SEALING))
-        guard descriptor >= 0 else { throw KernelError(ENOMEM, "no memory file: \(String(cString: strerror(errno)))") }
-        guard ftruncate(descriptor, self.bytes) == 0, alps_allocate_pages(descriptor, self.bytes) == 0,
-            fcntl(descriptor, alps_F_ADD_SEALS, alps_F_SEAL_SHRINK | alps_F_SEAL_GROW | alps_F_SEAL_SEAL) == 0,
-            let memory = mmap(nil, self.bytes, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0), memory != MAP_FAILED
-        else {
-            close(descriptor)
-            throw KernelError(ENOMEM, "no memory for a ring of \(bytes) bytes")
-        }
-        base = memory
-    }
-
-    deinit {
-        munmap(base, bytes)
-        close(descriptor)
+        guard let file = SealedFile(name: "alps-packet-ring", bytes: bytes + Self.page),
+            alps_allocate_pages(file.descriptor, file.bytes) == 0
+        else { throw KernelError(ENOMEM, "no memory for a ring of \(bytes) bytes") }
+        self.file = file
     }
 
     var information: alps_ring_info { alps_ring_info(bytes: UInt64(ringBytes), control: UInt64(ringBytes)) }

@@ -288,7 +288,7 @@ func refresh(_ descriptor: Int32) -> EntryPointer? {
     return probe(descriptor)
 }
 
-/// The handle in the name "\0alps/STACK/HANDLE" of the other end, 0 if there is none.
+/// The handle in the name "\0alps/STACK/XX/HANDLE" of the other end, 0 if there is none.
 private func peerHandle(_ descriptor: Int32) -> UInt64 {
     var name = sockaddr_un()
     var length = socklen_t(MemoryLayout<sockaddr_un>.size)

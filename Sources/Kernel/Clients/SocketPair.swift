@@ -61,9 +61,11 @@ struct SocketPair {
         return fstat(descriptor, &facts) == 0 ? UInt64(facts.st_ino) : 0
     }
 
-    /// `alps/STACK/HANDLE` (client.h).
+    /// `alps/STACK/XX/HANDLE` (client.h).
     static func name(_ handle: SocketHandle, stack: String) -> String {
         let digits = String(handle.rawValue, radix: 16)
-        return "\(ALPS_PEER_NAME_PREFIX)\(stack)/" + String(repeating: "0", count: 16 - digits.count) + digits
+        let mixed = handle.rawValue &* 0x9e37_79b9_7f4a_7c15
+        let spread = [mixed >> 58, mixed >> 52 & 63].map { Character(UnicodeScalar(UInt8(48 + $0))) }
+        return "\(ALPS_PEER_NAME_PREFIX)\(stack)/" + spread + "/" + String(repeating: "0", count: 16 - digits.count) + digits
     }
 }

@@ -21,6 +21,8 @@ package final class Arena {
         var touched: Int
         /// What the present user has touched; all of it, if it does not say.
         var used: Int
+        /// Its pages may wait for the next user.
+        var keepsPages: Bool
     }
 
     private static let classes = 48
@@ -94,6 +96,7 @@ package final class Arena {
         }
         slot.pointee.next = nil
         slot.pointee.used = size
+        slot.pointee.keepsPages = true
         slot.pointee.ext.references = 1
         // Bytes still referred to must not vanish with the session: each slot in use keeps the arena.
         slot.pointee.ext.context = Unmanaged.passRetained(self).toOpaque()
@@ -110,11 +113,12 @@ package final class Arena {
     }
 
     /// The same of a ring of which no more than the first `used` bytes have been touched, so that their pages can stay for the
-    /// next one. Any storage may be passed.
-    package static func release(_ ext: UnsafeMutablePointer<alps_ext>, used: Int) {
+    /// next one, if `keepsPages`. Any storage may be passed.
+    package static func release(_ ext: UnsafeMutablePointer<alps_ext>, used: Int, keepsPages: Bool) {
         if unsafeBitCast(ext.pointee.release, to: UInt.self) == slotRelease {
             let slot = UnsafeMutableRawPointer(ext).assumingMemoryBound(to: Slot.self)
             slot.pointee.used = min(used, Int(ext.pointee.length))
+            slot.pointee.keepsPages = keepsPages
         }
         release(ext)
     }
@@ -157,7 +161,7 @@ package final class Arena {
             to: Slot(
                 ext: alps_ext(
                     base: base + top, length: UInt32(size), references: 0, release: arenaSlotReleased, context: nil),
-                next: nil, offset: top, touched: 0, used: size))
+                next: nil, offset: top, touched: 0, used: size, keepsPages: true))
         top = end
         return slot
     }
@@ -171,7 +175,7 @@ package final class Arena {
         slot.pointee.touched = max(slot.pointee.touched, (slot.pointee.used + page - 1) / page * page)
         slotsInUse -= 1
         bytesInUse -= size
-        if cachedBytes + slot.pointee.touched > Self.cacheLimit { punch(slot) }
+        if !slot.pointee.keepsPages || cachedBytes + slot.pointee.touched > Self.cacheLimit { punch(slot) }
         cachedBytes += slot.pointee.touched
         slot.pointee.next = free[index]
         free[index] = slot

@@ -18,6 +18,9 @@ package class FrameDevice: Device {
     private static let maximumVectors = 256
     /// Frames a turn: the rest waits, so that clients get their share.
     private static let batch = 64
+    /// Bytes of long frames that are handed on before more are read: what has just been copied is copied again, and a small
+    /// cache still has it.
+    private static let nearBytes: UInt32 = 64 << 10
     /// Frames up to this length stay in the small buffer.
     private static let smallCapacity = 1792
     private static let copiedTail = 8192
@@ -71,10 +74,15 @@ package class FrameDevice: Device {
     private final func receive() {
         var first: Mbuf?
         var last: Mbuf?
+        var bytes: UInt32 = 0
         for _ in 0..<Self.batch {
             guard let frame = readFrame() else { break }
             if let last { last.pointee.nextpkt = frame } else { first = frame }
             last = frame
+            if frame.pointee.pkt.length > Self.copiedTail { bytes &+= frame.pointee.pkt.length }
+            guard bytes >= Self.nearBytes, let list = first else { continue }
+            borrowedInterface?({ $0.receiveFrames(list) })
+            (first, last, bytes) = (nil, nil, 0)
         }
         if let first { borrowedInterface?({ $0.receiveFrames(first) }) }
     }

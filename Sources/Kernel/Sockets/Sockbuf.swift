@@ -91,16 +91,16 @@ extension Socket {
 
     /// `isIdle`: the connection stays, and its pages are to go back rather than wait for another one.
     func releaseSendBuffer(isIdle: Bool = false) {
-        Self.release(&raw.pointee.snd, end: isIdle ? .max : raw.pointee.snd.tail)
+        Self.release(&raw.pointee.snd, end: raw.pointee.snd.tail, keepsPages: !isIdle)
     }
 
     func releaseReceiveBuffer(isIdle: Bool = false) {
-        Self.release(&raw.pointee.rcv, end: isIdle ? .max : max(raw.pointee.rcv.tail, idle.placedEnd))
+        Self.release(&raw.pointee.rcv, end: max(raw.pointee.rcv.tail, idle.placedEnd), keepsPages: !isIdle)
     }
 
     /// `end`: of the part of the stream that has been in it. Streams begin at 0.
-    private static func release(_ buffer: inout alps_sockbuf, end: UInt64) {
-        if let ext = buffer.ext { Arena.release(ext, used: Int(min(end, UInt64(buffer.capacity)))) }
+    private static func release(_ buffer: inout alps_sockbuf, end: UInt64, keepsPages: Bool) {
+        if let ext = buffer.ext { Arena.release(ext, used: Int(min(end, UInt64(buffer.capacity))), keepsPages: keepsPages) }
         buffer.ext = nil
         buffer.base = nil
         buffer.capacity = 0

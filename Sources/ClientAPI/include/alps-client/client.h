@@ -14,8 +14,9 @@
 ///    later than the next. Request ids are chosen by the client, never reused in a session.
 /// 3. Sockets. AF_INET, AF_NETLINK and AF_PACKET sockets are one end of a socketpair made by the host and passed with SCM_RIGHTS
 ///    beside the reply: SOCK_STREAM for streams and listeners, SOCK_SEQPACKET for all others. The host's end is bound to the
-///    abstract name "alps/STACK/HANDLE" (HANDLE: 16 hex digits), so getpeername() tells any holder what it has. The end
-///    of file on the host's side means that the last reference is gone.
+///    abstract name "alps/STACK/XX/HANDLE" (HANDLE: 16 hex digits), so getpeername() tells any holder what it has. XX means
+///    nothing: the kernel finds names by a checksum, and those of handles that count up would crowd in few of its chains.
+///    The end of file on the host's side means that the last reference is gone.
 ///    The client's end of a stream has SO_SNDBUF 212992 or more set (425984 in force) before it is passed: the byte that
 ///    the host leaves unread keeps a whole buffer of the kernel, up to 70 kB when written by sendfile, and the end is
 ///    writable only while a quarter of its send buffer is in use at most.

@@ -339,7 +339,7 @@ extension MbufPool {
     }
 
     /// One buffer over a part of another: shared where that is allowed and pays, else copied.
-    private func piece(of mbuf: Mbuf, _ offset: Int, _ count: Int, ring: Bool, keepFront: Bool) -> Mbuf? {
+    func piece(of mbuf: Mbuf, _ offset: Int, _ count: Int, ring: Bool, keepFront: Bool) -> Mbuf? {
         let bytes = mbuf.pointee.data + offset
         let isExternal = mbuf.pointee.flags & ALPS_M_EXT != 0
         let mayShare = isExternal && (ring || mbuf.pointee.flags & ALPS_M_RING == 0)

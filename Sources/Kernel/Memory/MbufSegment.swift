@@ -21,40 +21,61 @@ extension MbufPool {
     }
 
     /// Cuts a large packet, `data` at its network header, into real ones. A packet that is none is only finished.
-    /// `l2_length` bytes in front of `data` are repeated in front of every segment.
+    /// `l2_length` bytes in front of `data` are repeated in front of every segment. Nil: no such packet, or no memory.
+    /// [consumes]
     package func segment(_ packet: Mbuf) -> Mbuf? {
+        var first: Mbuf?
+        var last: Mbuf?
+        let rest = packet.pointee.nextpkt
+        let isWhole = segment(packet) { made in
+            if let last { last.pointee.nextpkt = made } else { first = made }
+            last = made
+        }
+        guard isWhole else {
+            free(first)
+            return nil
+        }
+        last?.pointee.nextpkt = rest
+        return first
+    }
+
+    /// The same, one at a time: while `body` [consumes] has it, a near cache still has the bytes that were summed. False: not
+    /// all of them could be made.
+    @inline(__always)
+    func segment(_ packet: Mbuf, _ body: (Mbuf) -> Void) -> Bool {
         let type = packet.pointee.pkt.gso_type & ~UInt8(ALPS_GSO_ECN | ALPS_GSO_ACE)
         let size = Int(packet.pointee.pkt.gso_size)
         guard type != UInt8(ALPS_GSO_NONE), size > 0 else {
             packet.pointee.pkt.gso_type = UInt8(ALPS_GSO_NONE)
-            return finishChecksum(packet)
+            guard let finished = finishChecksum(packet) else { return false }
+            body(finished)
+            return true
         }
-        guard let packet = pullup(packet, min(Int(packet.pointee.pkt.length), 128)) else { return nil }
-        guard let plan = SegmentPlan(packet, isUDP: type == UInt8(ALPS_GSO_UDP)) else {
-            freePacket(packet)
-            return nil
-        }
+        guard let packet = pullup(packet, min(Int(packet.pointee.pkt.length), 128)) else { return false }
         defer { freePacket(packet) }
-        var first: Mbuf?
-        var last: Mbuf?
+        guard let plan = SegmentPlan(packet, isUDP: type == UInt8(ALPS_GSO_UDP)) else { return false }
+        var source = PayloadCursor(mbuf: packet, offset: plan.headers)
         var offset = 0
         var index = 0
         repeat {
             let count = min(size, plan.payload - offset)
-            guard let made = oneSegment(packet, plan, offset, count, index) else {
-                free(first)
-                return nil
-            }
-            if let last { last.pointee.nextpkt = made } else { first = made }
-            last = made
+            guard let made = oneSegment(packet, plan, &source, offset, count, index) else { return false }
+            body(made)
             offset += count
             index += 1
         } while offset < plan.payload
-        last?.pointee.nextpkt = packet.pointee.nextpkt
-        return first
+        return true
     }
 
-    private func oneSegment(_ packet: Mbuf, _ plan: SegmentPlan, _ offset: Int, _ count: Int, _ index: Int) -> Mbuf? {
+    /// How far the payload of a packet has been cut.
+    private struct PayloadCursor {
+        var mbuf: Mbuf
+        var offset: Int
+    }
+
+    private func oneSegment(
+        _ packet: Mbuf, _ plan: SegmentPlan, _ source: inout PayloadCursor, _ offset: Int, _ count: Int, _ index: Int
+    ) -> Mbuf? {
         let front = min(Int(packet.pointee.pkt.l2_length), Self.front(packet), Self.keptFront)
         guard let head = self.packet(headroom: max(front, Int(ALPS_MBUF_HEADROOM))) else { return nil }
         let header = head.pointee.data
@@ -68,12 +89,9 @@ extension MbufPool {
         head.pointee.pkt.gso_size = 0
         head.pointee.pkt.gso_segments = 1
         head.pointee.pkt.csum = UInt8(ALPS_CSUM_NONE)
-        if count > 0 {
-            guard let payload = share(packet, plan.headers + offset, count, ring: true) else {
-                freePacket(head)
-                return nil
-            }
-            concatenate(head, payload)
+        guard append(count, from: &source, to: head) else {
+            freePacket(head)
+            return nil
         }
         plan.rewrite(header, offset, count, index, isECN: packet.pointee.pkt.gso_type & UInt8(ALPS_GSO_ECN) != 0)
         let length = plan.headers - plan.network + count
@@ -81,6 +99,29 @@ extension MbufPool {
         total = InternetChecksum.add(total, sum(head, plan.network, length))
         store16(header + plan.network + plan.checksumOffset, wireSum(total))
         return head
+    }
+
+    /// Puts the next `count` bytes behind `head`, ring memory as it is: for use within this turn.
+    private func append(_ count: Int, from source: inout PayloadCursor, to head: Mbuf) -> Bool {
+        var left = count
+        var end = head
+        while left > 0 {
+            let here = Int(source.mbuf.pointee.length) - source.offset
+            guard here > 0 else {
+                guard let next = source.mbuf.pointee.next else { return false }
+                source = PayloadCursor(mbuf: next, offset: source.offset - Int(source.mbuf.pointee.length))
+                continue
+            }
+            let length = min(left, here)
+            guard let part = piece(of: source.mbuf, source.offset, length, ring: true, keepFront: false) else { return false }
+            end.pointee.next = part
+            end = part
+            head.pointee.pkt.length += UInt32(length)
+            head.pointee.pkt.truesize += Self.truesize(part)
+            source.offset += length
+            left -= length
+        }
+        return true
     }
 }
 

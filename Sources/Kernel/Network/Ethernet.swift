@@ -298,6 +298,25 @@ package final class Ethernet {
         var first: Mbuf?
         var last: Mbuf?
         var failed: Int32 = 0
+        func frame(_ piece: Mbuf) -> Mbuf? {
+            guard let frame = pool.prepend(piece, Self.headerLength) else {
+                interface.errorsOut &+= 1
+                failed = ENOBUFS
+                return nil
+            }
+            let data = frame.pointee.data
+            memcpy(data, destination, 6)
+            memcpy(data + 6, &interface.raw.pointee.hardware, 6)
+            data[12] = UInt8(ethertype >> 8)
+            data[13] = UInt8(truncatingIfNeeded: ethertype)
+            frame.pointee.pkt.l2_length = UInt16(Self.headerLength)
+            frame.pointee.pkt.ethertype = ethertype
+            interface.packetsOut &+= 1
+            interface.bytesOut &+= UInt64(frame.pointee.pkt.length)
+            if let capture = interface.capture { capture.record(frame, isOutput: true) }
+            if frameListeners != 0 { show(frame, interface, isOutgoing: true) }
+            return frame
+        }
         var next: Mbuf? = list
         while let packet = next {
             next = packet.pointee.nextpkt
@@ -308,30 +327,24 @@ package final class Ethernet {
                 pool.freePacket(packet)
                 continue
             }
-            var ready = withinCapabilities(interface, packet, pool)
-            if ready == nil {
-                interface.errorsOut &+= 1
-                failed = ENOBUFS
-            }
-            while let piece = ready {
-                ready = piece.pointee.nextpkt
-                piece.pointee.nextpkt = nil
-                guard let frame = pool.prepend(piece, Self.headerLength) else {
+            if needsCutting(interface, packet) {
+                if let earlier = first { interface.device.transmit(earlier) }
+                (first, last) = (nil, nil)
+                let isWhole = pool.segment(packet) { piece in
+                    if let frame = frame(piece) { interface.device.transmit(frame) }
+                }
+                if !isWhole {
                     interface.errorsOut &+= 1
                     failed = ENOBUFS
-                    continue
                 }
-                let data = frame.pointee.data
-                memcpy(data, destination, 6)
-                memcpy(data + 6, &interface.raw.pointee.hardware, 6)
-                data[12] = UInt8(ethertype >> 8)
-                data[13] = UInt8(truncatingIfNeeded: ethertype)
-                frame.pointee.pkt.l2_length = UInt16(Self.headerLength)
-                frame.pointee.pkt.ethertype = ethertype
-                interface.packetsOut &+= 1
-                interface.bytesOut &+= UInt64(frame.pointee.pkt.length)
-                if let capture = interface.capture { capture.record(frame, isOutput: true) }
-                if frameListeners != 0 { show(frame, interface, isOutgoing: true) }
+                continue
+            }
+            guard let ready = finished(interface, packet, pool) else {
+                interface.errorsOut &+= 1
+                failed = ENOBUFS
+                continue
+            }
+            if let frame = frame(ready) {
                 if let last { last.pointee.nextpkt = frame } else { first = frame }
                 last = frame
             }
@@ -340,19 +353,22 @@ package final class Ethernet {
         return failed
     }
 
-    /// What of a packet the device can take: itself, or what has been made of it in software. [consumes]
+    /// The device takes no such packet as a whole.
     @inline(__always)
-    private func withinCapabilities(_ interface: Interface, _ packet: Mbuf, _ pool: MbufPool) -> Mbuf? {
-        let capabilities = interface.raw.pointee.capabilities
+    private func needsCutting(_ interface: Interface, _ packet: Mbuf) -> Bool {
         // Devices, and systems behind a tap, clear CWR in all segments but the first: no good for ALPS_GSO_ACE.
         let type = packet.pointee.pkt.gso_type & ~UInt8(ALPS_GSO_ECN)
-        if type != UInt8(ALPS_GSO_NONE), type != UInt8(ALPS_GSO_TCP4) || capabilities & UInt32(ALPS_IFCAP_TSO4) == 0 {
-            return pool.segment(packet)
-        }
-        if packet.pointee.pkt.csum == UInt8(ALPS_CSUM_PARTIAL), capabilities & UInt32(ALPS_IFCAP_TXCSUM) == 0 {
-            return pool.finishChecksum(packet)
-        }
-        return packet
+        return type != UInt8(ALPS_GSO_NONE)
+            && (type != UInt8(ALPS_GSO_TCP4) || interface.raw.pointee.capabilities & UInt32(ALPS_IFCAP_TSO4) == 0)
+    }
+
+    /// With its checksum, if the device does not make it. [consumes]
+    @inline(__always)
+    private func finished(_ interface: Interface, _ packet: Mbuf, _ pool: MbufPool) -> Mbuf? {
+        guard packet.pointee.pkt.csum == UInt8(ALPS_CSUM_PARTIAL),
+            interface.raw.pointee.capabilities & UInt32(ALPS_IFCAP_TXCSUM) == 0
+        else { return packet }
+        return pool.finishChecksum(packet)
     }
 }
 

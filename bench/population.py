@@ -70,7 +70,8 @@ def idle_cpu(with_connections):
         path.serve()
 
         def watch():
-            time.sleep(2)
+            # The first seconds have announcements of the address (RFC 5227), and buffers that go back.
+            time.sleep(8)
             pids, begin = path.host_pids, time.monotonic()
             cpu, switches = processes.run_time(pids), processes.context_switches(pids)
             time.sleep(settings.idle_seconds)
@@ -107,6 +108,8 @@ def growth(path, settings):
             with Held(path, size) as count:
                 if count < size:
                     raise BenchError(f"only {count} of {size} connections opened")
+                # What they do until they are idle is not part of what a new one costs.
+                wait_until_steady(watched)
                 new = path.load("connections", "--at-once", 16, "--warm-up", settings.warm_up, seconds=settings.seconds,
                                 timeout=settings.seconds + 60, watched=watched)
         except BenchError as problem:

@@ -69,6 +69,23 @@ import Testing
         #expect(pages() == 0)
     }
 
+    /// Those of an idle connection go back at once: they must not take the place of pages that the next connection can use.
+    @Test func pagesThatAreNotKeptDisplaceNone() throws {
+        let arena = try #require(Arena(name: "test", limitBytes: 64 << 20))
+        func pages() -> Int {
+            var status = stat()
+            fstat(arena.fd, &status)
+            return Int(status.st_blocks) * 512
+        }
+        let idle = (0..<64).compactMap { _ in arena.allocate(capacity: 64 << 10) }
+        let ended = try #require(arena.allocate(capacity: 64 << 10))
+        for slot in idle + [ended] { memset(slot.pointee.base, 1, 4096) }
+        for slot in idle { Arena.release(slot, used: 64 << 10, keepsPages: false) }
+        #expect(pages() == 4096)
+        Arena.release(ended, used: 4096, keepsPages: true)
+        #expect(pages() == 4096)
+    }
+
     @Test func aPeerCannotShrinkTheFile() throws {
         let arena = try #require(Arena(name: "test", limitBytes: 1 << 20))
         let slot = try #require(arena.allocate(capacity: 65536))

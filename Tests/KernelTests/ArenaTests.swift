@@ -86,6 +86,18 @@ import Testing
         #expect(pages() == 4096)
     }
 
+    @Test func slotsThatHaveTheirPagesAreUsedFirst() throws {
+        let arena = try #require(Arena(name: "test", limitBytes: 64 << 20))
+        let slots = (0..<3).compactMap { _ in arena.allocate(capacity: 64 << 10) }
+        let base = slots[1].pointee.base
+        Arena.release(slots[1], used: 4096, keepsPages: true)
+        Arena.release(slots[0], used: 4096, keepsPages: false)
+        let next = try #require(arena.allocate(capacity: 64 << 10))
+        #expect(next.pointee.base == base)
+        Arena.release(next)
+        Arena.release(slots[2])
+    }
+
     @Test func aPeerCannotShrinkTheFile() throws {
         let arena = try #require(Arena(name: "test", limitBytes: 1 << 20))
         let slot = try #require(arena.allocate(capacity: 65536))

@@ -39,6 +39,7 @@ package final class Arena {
     /// Length of the file so far.
     package private(set) var fileSize = 0
 
+    /// Free slots by size: those that have pages, and behind `classes` of them those that have none.
     private let free: UnsafeMutablePointer<UnsafeMutablePointer<Slot>?>
     private var top = 0
     private var cachedBytes = 0
@@ -63,12 +64,12 @@ package final class Arena {
         }
         _ = fcntl(fd, alps_F_ADD_SEALS, alps_F_SEAL_SHRINK | alps_F_SEAL_SEAL)
         base = memory.assumingMemoryBound(to: UInt8.self)
-        free = .allocate(capacity: Self.classes)
-        free.initialize(repeating: nil, count: Self.classes)
+        free = .allocate(capacity: 2 * Self.classes)
+        free.initialize(repeating: nil, count: 2 * Self.classes)
     }
 
     deinit {
-        for index in 0..<Self.classes {
+        for index in 0..<2 * Self.classes {
             while let slot = free[index] {
                 free[index] = slot.pointee.next
                 slot.deallocate()
@@ -86,8 +87,7 @@ package final class Arena {
         let index = Int.bitWidth - (max(capacity, Self.smallestSlot) - 1).leadingZeroBitCount
         let size = 1 << index
         let slot: UnsafeMutablePointer<Slot>
-        if let reused = free[index] {
-            free[index] = reused.pointee.next
+        if let reused = take(index) ?? take(Self.classes + index) {
             cachedBytes -= reused.pointee.touched
             slot = reused
         } else {
@@ -134,13 +134,24 @@ package final class Arena {
     /// Gives the pages of all free slots back to the system.
     package func trim() {
         for index in 0..<Self.classes {
-            var slot = free[index]
-            while let current = slot {
-                punch(current)
-                slot = current.pointee.next
+            while let slot = take(index) {
+                punch(slot)
+                put(slot, index)
             }
         }
         cachedBytes = 0
+    }
+
+    private func take(_ list: Int) -> UnsafeMutablePointer<Slot>? {
+        guard let slot = free[list] else { return nil }
+        free[list] = slot.pointee.next
+        return slot
+    }
+
+    private func put(_ slot: UnsafeMutablePointer<Slot>, _ index: Int) {
+        let list = slot.pointee.touched > 0 ? index : Self.classes + index
+        slot.pointee.next = free[list]
+        free[list] = slot
     }
 
     private func refuse() -> UnsafeMutablePointer<alps_ext>? {
@@ -177,8 +188,7 @@ package final class Arena {
         bytesInUse -= size
         if !slot.pointee.keepsPages || cachedBytes + slot.pointee.touched > Self.cacheLimit { punch(slot) }
         cachedBytes += slot.pointee.touched
-        slot.pointee.next = free[index]
-        free[index] = slot
+        put(slot, index)
     }
 
     private func punch(_ slot: UnsafeMutablePointer<Slot>) {

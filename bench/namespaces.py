@@ -53,10 +53,11 @@ class Namespace:
         command("ip", "netns", "add", self.name)
         self.link("set", "lo", "up")
         # One run's paths tell nothing about the next one's. Reno is all that a namespace may set; routes have CUBIC.
-        # IPv6 would ask for routers on every interface, now and then.
-        for setting in ("ipv4.tcp_congestion_control=reno", "ipv4.ip_local_port_range=1024 65000", "ipv4.tcp_no_metrics_save=1",
-                        "ipv4.ping_group_range=0 0", "ipv6.conf.all.disable_ipv6=1", "ipv6.conf.default.disable_ipv6=1"):
-            self.run("sysctl", "-qw", f"net.{setting}")
+        for setting in ("tcp_congestion_control=reno", "ip_local_port_range=1024 65000", "tcp_no_metrics_save=1", "ping_group_range=0 0"):
+            self.run("sysctl", "-qw", f"net.ipv4.{setting}")
+        # It would ask for routers on every interface, now and then.
+        if os.path.exists("/proc/sys/net/ipv6"):
+            self.run("sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1")
 
     def link(self, *words):
         command("ip", "-n", self.name, "link", *words)

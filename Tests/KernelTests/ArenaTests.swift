@@ -53,37 +53,34 @@ import Testing
         Arena.release(again)
     }
 
+    /// Bytes that the file has in memory.
+    private func pages(_ arena: Arena) -> Int {
+        var status = stat()
+        fstat(arena.fd, &status)
+        return Int(status.st_blocks) * 512
+    }
+
     @Test func freeSlotsGiveTheirPagesBack() throws {
         let arena = try #require(Arena(name: "test", limitBytes: 64 << 20))
-        func pages() -> Int {
-            var status = stat()
-            fstat(arena.fd, &status)
-            return Int(status.st_blocks) * 512
-        }
         let slots = (0..<4).compactMap { _ in arena.allocate(capacity: 4 << 20) }
         for slot in slots { memset(slot.pointee.base, 1, 4 << 20) }
-        #expect(pages() >= 16 << 20)
+        #expect(pages(arena) >= 16 << 20)
         for slot in slots { Arena.release(slot) }
-        #expect(pages() <= Arena.cacheLimit)
+        #expect(pages(arena) <= Arena.cacheLimit)
         arena.trim()
-        #expect(pages() == 0)
+        #expect(pages(arena) == 0)
     }
 
     /// Those of an idle connection go back at once: they must not take the place of pages that the next connection can use.
     @Test func pagesThatAreNotKeptDisplaceNone() throws {
         let arena = try #require(Arena(name: "test", limitBytes: 64 << 20))
-        func pages() -> Int {
-            var status = stat()
-            fstat(arena.fd, &status)
-            return Int(status.st_blocks) * 512
-        }
         let idle = (0..<64).compactMap { _ in arena.allocate(capacity: 64 << 10) }
         let ended = try #require(arena.allocate(capacity: 64 << 10))
         for slot in idle + [ended] { memset(slot.pointee.base, 1, 4096) }
         for slot in idle { Arena.release(slot, used: 64 << 10, keepsPages: false) }
-        #expect(pages() == 4096)
+        #expect(pages(arena) == 4096)
         Arena.release(ended, used: 4096, keepsPages: true)
-        #expect(pages() == 4096)
+        #expect(pages(arena) == 4096)
     }
 
     @Test func slotsThatHaveTheirPagesAreUsedFirst() throws {

@@ -102,7 +102,7 @@ final class StreamChannel: Channel {
 
     override func pairCloses() {
         endRing()
-        cork.map { _ = $0.table.enter($0.index, nil) }
+        if let cork { cork.table.enter(cork.index, nil) }
         cork = nil
     }
 

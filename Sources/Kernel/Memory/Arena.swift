@@ -70,10 +70,7 @@ package final class Arena {
 
     deinit {
         for index in 0..<2 * Self.classes {
-            while let slot = free[index] {
-                free[index] = slot.pointee.next
-                slot.deallocate()
-            }
+            while let slot = take(index) { slot.deallocate() }
         }
         free.deallocate()
         munmap(base, limit)

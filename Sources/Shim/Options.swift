@@ -109,10 +109,20 @@ func isMadeHere(_ found: EntryPointer) -> Bool { found.pointee.born == forks && 
 /// socket.
 private func isReadable(_ value: UnsafeRawPointer?, _ length: Int, _ descriptor: Int32) -> Bool {
     guard length == 4, !activation.confined else { return isReadable(value, length) }
+    var here: Int32 = 0
+    // The usual case: a variable of the caller, in the part of the stack that we are on.
+    if withUnsafeMutablePointer(to: &here, { isInPage(of: $0, value, length) }) { return true }
     let error = alps_errno()
     if alps_sys_setsockopt(descriptor, SOL_SOCKET, SO_PRIORITY, value, 4) < 0, alps_errno() == EFAULT { return false }
     alps_set_errno(error)
     return true
+}
+
+/// True if `count` bytes lie in the page of memory that a place is in. No page is smaller than 4 KiB.
+private func isInPage(of place: UnsafeRawPointer, _ pointer: UnsafeRawPointer?, _ count: Int) -> Bool {
+    let page = UInt(4095)
+    return UInt(bitPattern: pointer) & ~page == UInt(bitPattern: place) & ~page
+        && UInt(bitPattern: pointer) & page <= page + 1 - UInt(count)
 }
 
 /// Options that servers turn on and off for each connection or answer, and that cannot fail once the host has taken one of them

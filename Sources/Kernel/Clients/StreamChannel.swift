@@ -228,18 +228,9 @@ final class StreamChannel: Channel {
     /// how many: fewer where the application has passed descriptors along, since a read ends at such a message.
     private func take(_ socket: Socket, _ count: Int) -> Int {
         guard let (first, second) = socket.sendPieces() else { return 0 }
-        var carry: UInt8 = 0
         // All but the last byte of the new ones.
         let whole = count - 1
-        let head = min(whole, first.count)
-        let got = withUnsafeMutablePointer(to: &carry) { carry in
-            withUnsafeTemporaryAllocation(of: iovec.self, capacity: 3) { parts in
-                parts[0] = iovec(iov_base: carry, iov_len: 1)
-                parts[1] = iovec(iov_base: first.baseAddress, iov_len: head)
-                parts[2] = iovec(iov_base: second.baseAddress, iov_len: whole - head)
-                return readv(descriptor, parts.baseAddress!, 3)
-            }
-        }
+        let got = readBehindCarry(whole, first, second, isAtStart: socket.isSendRingAtStart)
         guard got > 0 else { return 0 }
         let before = got - 1
         let last = before < first.count ? first.baseAddress! + before : second.baseAddress! + (before - first.count)
@@ -250,6 +241,30 @@ final class StreamChannel: Channel {
         // The byte that stays must not keep anything alive, see `hasPassedDescriptors`. No call of TCP passes descriptors.
         if passes != 0 { socket.abort() }
         return taken
+    }
+
+    /// Reads the carry byte away and `count` new bytes into the pieces. Returns how many with the carry byte, as read(2).
+    private func readBehindCarry(
+        _ count: Int, _ first: UnsafeMutableRawBufferPointer, _ second: UnsafeMutableRawBufferPointer, isAtStart: Bool
+    ) -> Int {
+        guard let base = first.baseAddress, !isAtStart, count <= first.count else {
+            var carry: UInt8 = 0
+            let head = min(count, first.count)
+            return withUnsafeMutablePointer(to: &carry) { carry in
+                withUnsafeTemporaryAllocation(of: iovec.self, capacity: 3) { parts in
+                    parts[0] = iovec(iov_base: carry, iov_len: 1)
+                    parts[1] = iovec(iov_base: first.baseAddress, iov_len: head)
+                    parts[2] = iovec(iov_base: second.baseAddress, iov_len: count - head)
+                    return readv(descriptor, parts.baseAddress!, 3)
+                }
+            }
+        }
+        // In one piece, which costs the kernel less: the byte of the stream in front makes room for the moment.
+        let place = base - 1
+        let kept = place.load(as: UInt8.self)
+        let got = recv(descriptor, place, count + 1, 0)
+        place.storeBytes(of: kept, as: UInt8.self)
+        return got
     }
 
     /// Takes filler away; its last byte becomes the carry byte. False if it has not all arrived yet.
@@ -342,15 +357,9 @@ final class StreamChannel: Channel {
                 }
                 continue
             }
-            let (first, second) = socket.receivePieces()
-            let sent = withUnsafeTemporaryAllocation(of: iovec.self, capacity: 2) { parts in
-                parts[0] = iovec(iov_base: first.baseAddress, iov_len: first.count)
-                parts[1] = iovec(iov_base: second.baseAddress, iov_len: second.count)
-                var message = msghdr()
-                message.msg_iov = parts.baseAddress
-                message.msg_iovlen = second.count > 0 ? 2 : 1
-                return sendmsg(descriptor, &message, Int32(MSG_DONTWAIT) | Int32(MSG_NOSIGNAL))
-            }
+            // The second piece has its turn.
+            let piece = socket.receivePieces().first
+            let sent = send(descriptor, piece.baseAddress, piece.count, Int32(MSG_DONTWAIT) | Int32(MSG_NOSIGNAL))
             if sent > 0 {
                 socket.receiveConsume(sent)
             } else if errno == EAGAIN {

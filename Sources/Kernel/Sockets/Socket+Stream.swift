@@ -36,6 +36,11 @@ extension Socket {
         return Self.pieces(raw.pointee.snd, from: raw.pointee.snd.tail, count: sendSpace)
     }
 
+    /// What is written next goes to the first byte of the send ring's memory.
+    package var isSendRingAtStart: Bool {
+        raw.pointee.snd.capacity == 0 || raw.pointee.snd.tail & UInt64(raw.pointee.snd.capacity - 1) == 0
+    }
+
     /// `count` bytes have been put behind the stream: the transport may send them. `flags`: ALPS_SENT_*.
     package func sendCommit(_ count: Int, flags: UInt32 = 0) {
         raw.pointee.snd.tail &+= UInt64(count)

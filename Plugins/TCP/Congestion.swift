@@ -16,7 +16,7 @@ struct Congestion {
     /// The most that was in flight in that round trip, bytes.
     var mostInFlight: UInt32
     /// Memory of the algorithm's own.
-    var privateState: [32 of UInt64]
+    var privateState: [8 of UInt64]
 
     static var unlimited: UInt32 { 0x3fff_ffff }
 }

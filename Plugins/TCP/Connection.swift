@@ -337,7 +337,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         pointee.attempts = 0
         pointee.softError = 0
         pointee.dupAcks = 0
-        pointee.records.count = 0
+        freeRecords()
         freeSendMap()
         pointee.recovery.state = .open
         pointee.unackedBytes = 0
@@ -437,6 +437,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         stopTimers()
         untouch()
         freeReassembly()
+        freeRecords()
         freeSendMap()
         if let previous = pointee.previous {
             previous.pointee.next = pointee.next

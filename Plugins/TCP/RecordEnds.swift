@@ -4,11 +4,16 @@ import PluginKit
 /// Ends of records in the send stream (MSG_EOR): no segment goes beyond one, and what comes behind it is not put into the
 /// same segment. TCP itself knows no records (RFC 9293, 3.8); this is for programs that ask when a message has arrived.
 struct RecordEnds {
-    /// Those that are not acknowledged yet, in order.
-    var ends: [16 of SequenceNumber]
+    /// Those that are not acknowledged yet, in order; nil until there is one.
+    var ends: UnsafeMutablePointer<[16 of SequenceNumber]>?
     var count: UInt8
 
     static var most: Int { 16 }
+
+    subscript(index: Int) -> SequenceNumber {
+        get { ends.unsafelyUnwrapped.pointee[index] }
+        nonmutating set { ends.unsafelyUnwrapped.pointee[index] = newValue }
+    }
 }
 
 extension UnsafeMutablePointer where Pointee == Connection {
@@ -16,18 +21,25 @@ extension UnsafeMutablePointer where Pointee == Connection {
     func noteRecordEnd(_ end: SequenceNumber) {
         forgetRecords()
         let count = Int(pointee.records.count)
-        guard count < RecordEnds.most, count == 0 || pointee.records.ends[count - 1] != end else { return }
-        pointee.records.ends[count] = end
+        guard count < RecordEnds.most, count == 0 || pointee.records[count - 1] != end else { return }
+        if pointee.records.ends == nil { pointee.records.ends = instance.services.allocate([16 of SequenceNumber].self) }
+        guard pointee.records.ends != nil else { return }
+        pointee.records[count] = end
         pointee.records.count += 1
+    }
+
+    func freeRecords() {
+        if let ends = pointee.records.ends { instance.services.free(ends) }
+        pointee.records = RecordEnds(ends: nil, count: 0)
     }
 
     private func forgetRecords() {
         var passed = 0
-        while passed < Int(pointee.records.count), pointee.records.ends[passed] <= pointee.sndUna { passed += 1 }
+        while passed < Int(pointee.records.count), pointee.records[passed] <= pointee.sndUna { passed += 1 }
         guard passed > 0 else { return }
         var at = passed
         while at < Int(pointee.records.count) {
-            pointee.records.ends[at - passed] = pointee.records.ends[at]
+            pointee.records[at - passed] = pointee.records[at]
             at += 1
         }
         pointee.records.count -= UInt8(truncatingIfNeeded: passed)
@@ -42,7 +54,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         forgetRecords()
         var at = 0
         while at < Int(pointee.records.count) {
-            let rest = pointee.records.ends[at] - number
+            let rest = pointee.records[at] - number
             if rest > 0 { return rest }
             at += 1
         }

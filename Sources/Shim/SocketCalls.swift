@@ -91,8 +91,8 @@ func applyCreationFlags(_ descriptor: Int32, _ type: Int32) {
     let error = alps_errno()
     if type & Int32(SOCK_CLOEXEC.rawValue) == 0 { _ = alps_sys_fcntl(descriptor, F_SETFD, 0) }
     if type & Int32(SOCK_NONBLOCK.rawValue) != 0 {
-        let flags = alps_sys_fcntl(descriptor, F_GETFL, 0)
-        _ = alps_sys_fcntl(descriptor, F_SETFL, Int(flags | alps_O_NONBLOCK))
+        var on: Int32 = 1
+        _ = alps_sys_ioctl(descriptor, alps_FIONBIO, &on)
     }
     alps_set_errno(error)
 }

@@ -16,11 +16,10 @@ package final class Arena {
     private struct Slot {
         var ext: alps_ext  // first: `release` gets its address
         var next: UnsafeMutablePointer<Slot>?
-        var offset: Int
-        /// From the beginning, bytes that may have pages: what its users have touched.
-        var touched: Int
+        /// From the beginning, bytes that may have pages: what its users have touched. No slot has more than 2^31.
+        var touched: UInt32
         /// What the present user has touched; all of it, if it does not say.
-        var used: Int
+        var used: UInt32
         /// Its pages may wait for the next user.
         var keepsPages: Bool
     }
@@ -85,14 +84,14 @@ package final class Arena {
         let size = 1 << index
         let slot: UnsafeMutablePointer<Slot>
         if let reused = take(index) ?? take(Self.classes + index) {
-            cachedBytes -= reused.pointee.touched
+            cachedBytes -= Int(reused.pointee.touched)
             slot = reused
         } else {
             guard let carved = carve(size) else { return refuse() }
             slot = carved
         }
         slot.pointee.next = nil
-        slot.pointee.used = size
+        slot.pointee.used = UInt32(size)
         slot.pointee.keepsPages = true
         slot.pointee.ext.references = 1
         // Bytes still referred to must not vanish with the session: each slot in use keeps the arena.
@@ -114,7 +113,7 @@ package final class Arena {
     package static func release(_ ext: UnsafeMutablePointer<alps_ext>, used: Int, keepsPages: Bool) {
         if unsafeBitCast(ext.pointee.release, to: UInt.self) == slotRelease {
             let slot = UnsafeMutableRawPointer(ext).assumingMemoryBound(to: Slot.self)
-            slot.pointee.used = min(used, Int(ext.pointee.length))
+            slot.pointee.used = min(UInt32(clamping: used), ext.pointee.length)
             slot.pointee.keepsPages = keepsPages
         }
         release(ext)
@@ -169,7 +168,7 @@ package final class Arena {
             to: Slot(
                 ext: alps_ext(
                     base: base + top, length: UInt32(size), references: 0, release: arenaSlotReleased, context: nil),
-                next: nil, offset: top, touched: 0, used: size, keepsPages: true))
+                next: nil, touched: 0, used: UInt32(size), keepsPages: true))
         top = end
         return slot
     }
@@ -179,19 +178,19 @@ package final class Arena {
         let size = Int(ext.pointee.length)
         let index = size.trailingZeroBitCount
         slot.pointee.ext.context = nil
-        let page = 4096
+        let page: UInt32 = 4096
         slot.pointee.touched = max(slot.pointee.touched, (slot.pointee.used + page - 1) / page * page)
         slotsInUse -= 1
         bytesInUse -= size
-        if !slot.pointee.keepsPages || cachedBytes + slot.pointee.touched > Self.cacheLimit { punch(slot) }
-        cachedBytes += slot.pointee.touched
+        if !slot.pointee.keepsPages || cachedBytes + Int(slot.pointee.touched) > Self.cacheLimit { punch(slot) }
+        cachedBytes += Int(slot.pointee.touched)
         put(slot, index)
     }
 
     private func punch(_ slot: UnsafeMutablePointer<Slot>) {
         guard slot.pointee.touched > 0 else { return }
         // Where the hole cannot be made the pages merely stay.
-        _ = madvise(slot.pointee.ext.base, slot.pointee.touched, MADV_REMOVE)
+        _ = madvise(slot.pointee.ext.base, Int(slot.pointee.touched), MADV_REMOVE)
         slot.pointee.touched = 0
     }
 }

@@ -394,8 +394,11 @@ struct AppliedOptions {
 
     private(set) var entries: [Entry] = []
     private static let limit = 64
+    /// The values of most options, one array for all sockets.
+    private static let common: [[UInt8]] = [[1, 0, 0, 0], [0, 0, 0, 0]]
 
     mutating func note(_ level: Int32, _ name: Int32, _ value: [UInt8]) {
+        let value = Self.common.first { $0 == value } ?? value
         if let index = entries.firstIndex(where: { $0.level == level && $0.name == name && $0.value == value }) {
             entries.remove(at: index)
         } else if entries.count >= Self.limit {

@@ -91,8 +91,8 @@ func applyCreationFlags(_ descriptor: Int32, _ type: Int32) {
     let error = alps_errno()
     if type & Int32(SOCK_CLOEXEC.rawValue) == 0 { _ = alps_sys_fcntl(descriptor, F_SETFD, 0) }
     if type & Int32(SOCK_NONBLOCK.rawValue) != 0 {
-        var on: Int32 = 1
-        _ = alps_sys_ioctl(descriptor, alps_FIONBIO, &on)
+        // It is new, and has no other of the flags that this sets.
+        _ = alps_sys_fcntl(descriptor, F_SETFL, Int(alps_O_NONBLOCK))
     }
     alps_set_errno(error)
 }

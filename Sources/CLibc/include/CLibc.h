@@ -269,7 +269,6 @@ static inline void *alps_map_anonymous(size_t length) {
     return area == MAP_FAILED ? NULL : area;
 }
 static const int alps_O_NONBLOCK = O_NONBLOCK;
-static const unsigned long alps_FIONBIO = FIONBIO;
 static const unsigned long alps_FIONREAD = FIONREAD;
 static const unsigned long alps_SIOCOUTQ = SIOCOUTQ;
 static const unsigned long alps_SIOCATMARK = SIOCATMARK;

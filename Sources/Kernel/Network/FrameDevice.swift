@@ -176,7 +176,7 @@ package class FrameDevice: Device {
 
     private final func writeFrame(_ packet: Mbuf) {
         encodeHeader(packet)
-        if Int(packet.pointee.pkt.length) <= Self.shortFrame { return writeShort(packet) }
+        if Int(packet.pointee.pkt.length) <= Self.shortFrame, writeShort(packet) { return }
         vectors[0] = iovec(iov_base: header, iov_len: headerSize)
         var count = 1
         var buffer: Mbuf? = packet
@@ -193,11 +193,21 @@ package class FrameDevice: Device {
         if writev(descriptor, vectors, Int32(count)) < 0 { interface?.errorsOut &+= 1 }
     }
 
-    /// In one piece, which costs the kernel less than a list of pieces costs us to copy.
-    private final func writeShort(_ packet: Mbuf) {
-        let length = Int(packet.pointee.pkt.length)
-        pool.copyOut(packet, 0, length, UnsafeMutableRawPointer(header) + headerSize)
-        if write(descriptor, header, headerSize + length) < 0 { interface?.errorsOut &+= 1 }
+    /// In one piece, which costs the kernel less than a list of pieces costs us to copy. False: the chain is longer than its
+    /// packet says.
+    private final func writeShort(_ packet: Mbuf) -> Bool {
+        let frame = UnsafeMutableRawPointer(header)
+        var length = headerSize
+        var buffer: Mbuf? = packet
+        while let current = buffer {
+            buffer = current.pointee.next
+            let count = Int(current.pointee.length)
+            guard length + count <= headerSize + Self.shortFrame else { return false }
+            memcpy(frame + length, current.pointee.data, count)
+            length += count
+        }
+        if write(descriptor, frame, length) < 0 { interface?.errorsOut &+= 1 }
+        return true
     }
 
     private final func encodeHeader(_ packet: Mbuf) {

@@ -71,9 +71,10 @@ class Results:
     def take(self, path):
         """Adds what another run has saved; for measures in both, the later file counts."""
         saved = json.loads(pathlib.Path(path).read_text())
-        before, now = self.machine.get("commit"), saved["machine"]["commit"]
-        if before not in (None, now):
-            saved["machine"]["commit"] = f"{now} ({', '.join(saved['runs'])}) and {before} (the rest)"
+        for own, other, name in ((self.machine, saved["machine"], "commit"), (self.settings, saved["settings"], "rounds")):
+            before, now = own.get(name), other[name]
+            if before not in (None, now):
+                other[name] = f"{now} ({', '.join(saved['runs'])}) and {before} (the rest)"
         self.runs.update(saved["runs"])
         self.unavailable.update(saved["unavailable"])
         self.machine, self.settings = saved["machine"], saved["settings"]

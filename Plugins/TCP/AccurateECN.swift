@@ -87,7 +87,6 @@ enum AccurateECNOptionSeen: UInt8 {
 
 /// Accurate ECN on one connection. Zero means off.
 struct AccurateECN {
-    var request: ECNRequest = .none
     var isOn = false
     var isServer = false
     var failures = AccurateECNFailures(rawValue: 0)
@@ -250,7 +249,34 @@ extension UnsafeMutablePointer where Pointee == Instance {
     }
 }
 
+extension Connection {
+    /// Off for nearly all, which share one of the instance's. That is never written: changes of it are ignored.
+    var accurate: AccurateECN {
+        @inline(__always) _read { yield accurateMemory.pointee }
+        @inline(__always) _modify {
+            yield &(accurateMemory.pointee.isOn ? accurateMemory : instance.ignoredAccurateECN).pointee
+        }
+    }
+}
+
+extension UnsafeMutablePointer where Pointee == Instance {
+    @inline(__always)
+    var restingAccurateECN: UnsafeMutablePointer<AccurateECN> { withUnsafeMutablePointer(to: &pointee.restingECN) { $0 } }
+
+    @inline(__always)
+    fileprivate var ignoredAccurateECN: UnsafeMutablePointer<AccurateECN> {
+        withUnsafeMutablePointer(to: &pointee.ignoredECN) { $0 }
+    }
+}
+
 extension UnsafeMutablePointer where Pointee == Connection {
+    /// Off.
+    func restAccurateECN() {
+        guard pointee.accurate.isOn else { return }
+        instance.services.free(pointee.accurateMemory)
+        pointee.accurateMemory = instance.restingAccurateECN
+    }
+
     /// A connection that a listener's SYN has made.
     func inheritAccurateECN(_ state: EmbryonicECN) {
         guard state.isOn else { return }
@@ -261,11 +287,13 @@ extension UnsafeMutablePointer where Pointee == Connection {
         pointee.accurate.checksReflection = !state.wasCapable
     }
 
+    /// Without memory, the counters of our headers tell the peer that something is wrong (RFC 9768, 3.2.2.4).
     private func beginAccurateECN(_ field: UInt8) {
-        let request = pointee.accurate.request
-        pointee.accurate = AccurateECN()
-        pointee.accurate.request = request
-        pointee.accurate.isOn = true
+        restAccurateECN()
+        guard let memory = instance.services.allocate(AccurateECN.self) else { return }
+        memory.initialize(to: AccurateECN())
+        memory.pointee.isOn = true
+        pointee.accurateMemory = memory
         pointee.accurate.synField = field
         pointee.accurate.previousField = field
         pointee.accurate.highest = pointee.irs + 1
@@ -287,11 +315,11 @@ extension UnsafeMutablePointer where Pointee == Connection {
             return ACE.reflecting(pointee.accurate.synField)
         }
         if isFirst {
-            pointee.accurate.request =
+            pointee.ecnRequest =
                 instance.asksForAccurateECN && !instance.isRequestUseless(pointee.conn.remote)
                 ? .accurate : instance.asksForECN ? .classic : .none
         }
-        switch pointee.accurate.request {
+        switch pointee.ecnRequest {
         case .none: return ACE.none
         case .accurate:
             // RFC 9768, 3.1.4.1: it tries twice, for the sake of what may drop such a SYN.
@@ -299,7 +327,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         case .classic:
             // RFC 3168, 6.1.1.1: once, if not told otherwise.
             if Int64(pointee.attempts) <= instance.setting(.ecnSynRetries) || keepsAsking { return ACE.classicRequest }
-            pointee.accurate.request = .none
+            pointee.ecnRequest = .none
             return ACE.none
         }
     }
@@ -319,7 +347,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         let ace = segment.ace
         guard isAcked else {
             // As if we had not asked ourselves, since that is how the peer sees it.
-            guard pointee.accurate.request == .accurate else { return }
+            guard pointee.ecnRequest == .accurate else { return }
             if instance.requestsAccurateECN(segment) {
                 beginAccurateECN(segment.field)
                 pointee.accurate.isServer = true
@@ -330,7 +358,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
             }
             return
         }
-        switch pointee.accurate.request {
+        switch pointee.ecnRequest {
         case .none: return
         case .classic:
             // RFC 3168, 6.1.1: the answer has ECE alone; both bits are what a host sends that only mirrors ours.
@@ -388,7 +416,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
             pointee.accurate.reflects = true
         }
         challengeAck(.receivedBadSyn)
-        pointee.accurate.reflects = false
+        if reflects { pointee.accurate.reflects = false }
     }
 
     /// The SYN again, where a connection is there already (Fast Open, simultaneous open). False: it asks for another kind

@@ -59,6 +59,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         } else if summary.hasNewSack || summary.isDuplicate {
             chooseTimer()
         }
+        restSenderIfDone()
         guard finIsAcked else { return true }
         set(.finAcked)
         return finAcknowledged()

@@ -4,9 +4,9 @@ import PluginKit
 /// Buffers that follow the path: the receiver's so that its window is never what holds a sender back, the sender's so
 /// that the congestion window can be filled. Both up to a tunable, and only if the application has not chosen a size.
 struct ReceiveTuning {
-    /// Where the measurement under way began.
-    var start: SequenceNumber
+    /// Where the measurement under way began, and when.
     var since: UInt64
+    var start: SequenceNumber
 }
 
 extension UnsafeMutablePointer where Pointee == Connection {
@@ -24,11 +24,11 @@ extension UnsafeMutablePointer where Pointee == Connection {
         let instance = instance
         let now = instance.now
         let elapsed = now &- pointee.receiveTuning.since
-        pointee.receiveTuning = ReceiveTuning(start: pointee.rcvNxt, since: now)
+        pointee.receiveTuning = ReceiveTuning(since: now, start: pointee.rcvNxt)
         let limit = socket.pointee.rcv.limit
         let most = UInt32(truncatingIfNeeded: instance.setting(.maximumReceiveBuffer))
         guard pointee.roundTrip.srtt != 0, elapsed <= pointee.roundTrip.srtt &+ pointee.roundTrip.srtt / 2, limit < most,
-            pointee.windowClamp == 0, instance.isOn(.tunesReceiveBuffer),
+            pointee.options.windowClamp == 0, instance.isOn(.tunesReceiveBuffer),
             // A slow reader is not helped by more to read.
             instance.sockets.pointee.receive_space(instance.socketLayer, socket) >= limit / 4
         else { return }
@@ -54,7 +54,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
     @inline(__always)
     func restartReceiveTuning() {
         if instance.now &- pointee.receiveTuning.since > 2 &* pointee.roundTrip.srtt {
-            pointee.receiveTuning = ReceiveTuning(start: pointee.rcvNxt, since: instance.now)
+            pointee.receiveTuning = ReceiveTuning(since: instance.now, start: pointee.rcvNxt)
         }
     }
 

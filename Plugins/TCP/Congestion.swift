@@ -8,15 +8,13 @@ struct Congestion {
     /// Slow-start threshold.
     var ssthresh: UInt32
     var algorithm: CongestionAlgorithm
-    /// How fast packets may leave, in bytes a second; 0: as they come.
-    var pacingRate: UInt64
     /// The sender stopped at `cwnd` in the round trip under way; a window that is not used is not opened further
     /// (RFC 7661, RFC 9293 by way of RFC 5681).
     var isWindowLimited: Bool
     /// The most that was in flight in that round trip, bytes.
     var mostInFlight: UInt32
     /// Memory of the algorithm's own.
-    var privateState: [8 of UInt64]
+    var privateState: [7 of UInt64]
 
     static var unlimited: UInt32 { 0x3fff_ffff }
 }

@@ -92,7 +92,7 @@ struct ConnectionFlags: OptionSet {
     static var fastOpened: ConnectionFlags { .init(rawValue: 1 << 31) }
 }
 
-/// What the retransmission callout is for at present.
+/// What the retransmission timer is for at present.
 enum RetransmitUse: UInt8 {
     case none = 0
     case retransmit, persist
@@ -100,16 +100,17 @@ enum RetransmitUse: UInt8 {
     case probe, reorder
 }
 
-/// What the keep callout is for at present.
+/// What the keep timer is for at present.
 enum KeepUse: UInt8 {
-    case idle = 0
-    case finWait2
+    case none = 0
+    case idle, finWait2
 }
 
 /// The transport control block: everything about one connection, or about a socket that listens or does nothing yet.
 ///
 /// In zone memory, which is zero when it is handed out; every field must mean something sensible when zero or be set in
-/// `InstancePointer.makeConnection`.
+/// `InstancePointer.makeConnection`. An idle connection should cost little: what most do not need most of the time is
+/// memory of its own, and small fields stand where there would be padding.
 struct Connection {
     var conn: alps_conn
     var instance: InstancePointer
@@ -138,22 +139,24 @@ struct Connection {
     var sndWl2: SequenceNumber
     var sndWnd: UInt32
     var maxSndWnd: UInt32
-    var sndScale: UInt8
-    var rcvScale: UInt8
     var congestion: Congestion
-    /// Behind the round trip whose use of `cwnd` is being watched; the output under way stopped at `cwnd`.
-    var windowUseEnd: SequenceNumber
+    /// Its own only while something is in flight: see `Sender`.
+    var sender: SenderPointer
+    var validation: WindowValidation
+    /// The output under way stopped at `cwnd`.
     var isHeldByWindow: Bool
     /// MSG_MORE holds a segment back until the next acknowledgment, which has come.
     var isMoreReleased: Bool
+    var sndScale: UInt8
+    /// Behind the round trip whose use of `cwnd` is being watched.
+    var windowUseEnd: SequenceNumber
     /// Duplicate acknowledgments in a row, of a peer without SACK.
     var dupAcks: UInt32
-    var sendMap: SendMap
-    var recovery: LossRecovery
-    var pathProbe: PathMTUProbe
-    var validation: WindowValidation
+    /// The search for a size that the path takes, once there was reason for one.
+    var pathProbe: UnsafeMutablePointer<PathMTUProbe>?
     var sendTimes: SendTimes
-    var pacing: Pacing
+    /// Once a rate has been set.
+    var pacing: UnsafeMutablePointer<Pacing>?
     /// Payload of a full segment, options subtracted.
     var mss: UInt32
     /// Without options: what the peer said, what the application wants (0: nothing), what we said.
@@ -177,39 +180,39 @@ struct Connection {
     var unackedBytes: UInt32
     /// Acknowledgments still sent at once, to help the peer out of slow start.
     var quickAcks: UInt32
-    var reassembly: Reassembly
-    var receiveTuning: ReceiveTuning
-
-    // Timestamps.
+    /// Added to our clock to make our timestamps.
     var timestampOffset: UInt32
+    var reassembly: Reassembly
+    var rcvScale: UInt8
+    var receiveTuning: ReceiveTuning
     var tsRecent: UInt32
     var tsRecentTime: UInt64
 
     // Retransmission.
     var roundTrip: RoundTripEstimator
-    var timedSequence: SequenceNumber
     var timedAt: UInt64
+    /// When the data now at `sndUna` began to wait for an acknowledgment, 0: nothing waits.
+    var waitingSince: UInt64
+    var timedSequence: SequenceNumber
     /// Time-outs since something was last acknowledged.
     var attempts: UInt32
     /// How often the time-out has been doubled. That lasts until a round trip has been measured (RFC 6298, 5), which
     /// what was sent twice does not (Karn).
     var backoff: UInt32
-    /// When the data now at `sndUna` began to wait for an acknowledgment, 0: nothing waits.
-    var waitingSince: UInt64
     /// An error the network reported that need not be final, for the case that we have to give up.
     var softError: Int32
+    var keepProbes: UInt32
     var retransmitUse: RetransmitUse
     var keepUse: KeepUse
-    var keepProbes: UInt32
-    /// Of the callout, whatever it is for.
+    /// Of `retransmitUse`.
     var retransmitDeadline: UInt64
     /// Of the retransmission timer.
     var timeoutDeadline: UInt64
     var delayedAckDeadline: UInt64
+    /// Of `keepUse`.
     var keepDeadline: UInt64
-    var retransmitCallout: alps_callout
-    var delayedAckCallout: alps_callout
-    var keepCallout: alps_callout
+    /// For the first of them.
+    var callout: alps_callout
     var lastReceived: UInt64
     var lastSent: UInt64
     var lastDataReceived: UInt64
@@ -217,38 +220,48 @@ struct Connection {
     var challengeStart: UInt64
     var challenges: UInt32
 
-    // Options; 0: the instance's default.
-    var keepIdle: UInt64
-    var keepInterval: UInt64
-    var keepCount: UInt32
-    var synCount: UInt32
-    var connectTimeout: UInt64
-    var userTimeout: UInt64
-    var linger2: UInt64
-    var deferAccept: UInt32
-    var windowClamp: UInt32
+    var options: ChosenOptions
 
     // Of a listener.
     var embryonicCount: UInt32
     /// TCP_FASTOPEN: how many connections may be open that no ACK has confirmed, and how many are.
     var fastOpenBacklog: UInt32
     var fastOpenPending: UInt32
-    /// Of such a connection: who made it.
-    var establishedAt: UInt64
-    /// Data of a SYN has been taken, by the peer or from it.
-    var isSynDataTaken: Bool
-    /// TCP_FASTOPEN_KEY: how many keys a listener has, the one for new cookies, and one whose cookies are still good.
-    var fastOpenKeys: UInt8
     /// TCP_FASTOPEN_NO_COOKIE.
     var fastOpenNoCookie: Bool
-    var fastOpenKey: SecretKey
-    var fastOpenBackupKey: SecretKey
+    /// Data of a SYN has been taken, by the peer or from it.
+    var isSynDataTaken: Bool
+    /// What our SYN has asked for.
+    var ecnRequest: ECNRequest
+    var establishedAt: UInt64
+    /// TCP_FASTOPEN_KEY.
+    var fastOpenKeys: UnsafeMutablePointer<FastOpenKeys>?
+    /// Of a connection that has been opened fast: who made it.
     var fastOpenListener: ConnectionPointer?
 
-    var accurate: AccurateECN
+    /// Never its own memory unless Accurate ECN is on.
+    var accurateMemory: UnsafeMutablePointer<AccurateECN>
 
     // For TCP_INFO.
     var totals: ConnectionTotals
+}
+
+/// Options of the application's; 0: the instance's default.
+struct ChosenOptions {
+    /// Seconds.
+    var keepIdle: UInt16
+    var keepInterval: UInt16
+    var connectTimeout: UInt16
+    /// Seconds; below 0: FIN-WAIT-2 ends at once.
+    var linger2: Int16
+    var keepCount: UInt8
+    var synCount: UInt8
+    /// SYN, ACKs.
+    var deferAccept: UInt8
+    /// Milliseconds.
+    var userTimeout: UInt32
+    /// Bytes.
+    var windowClamp: UInt32
 }
 
 struct ConnectionTotals {
@@ -287,6 +300,8 @@ extension UnsafeMutablePointer where Pointee == Instance {
         netpcb.pointee.protocol = Registration.protocol
         if isOn(.pathMTUDiscovery) { netpcb.pointee.flags |= UInt8(ALPS_NETPCB_DF) }
         connection.pointee.instance = self
+        connection.pointee.sender = restingSender
+        connection.pointee.accurateMemory = restingAccurateECN
         connection.pointee.socket = socket
         connection.pointee.conn.family = socket.pointee.domain
         connection.pointee.conn.protocol = Registration.protocol
@@ -338,8 +353,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         pointee.softError = 0
         pointee.dupAcks = 0
         freeRecords()
-        freeSendMap()
-        pointee.recovery.state = .open
+        restSender()
         pointee.unackedBytes = 0
         pointee.sndWnd = 0
         pointee.maxSndWnd = 0
@@ -347,7 +361,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         pointee.rcvScale = 0
         pointee.waitingSince = 0
         pointee.keepProbes = 0
-        pointee.accurate = AccurateECN()
+        restAccurateECN()
         pointee.flags.rawValue &=
             ConnectionFlags([.portChosen, .orphan, .noDelay, .cork, .touched, .inserted, .quickAck, .fastOpenConnect])
             .rawValue
@@ -407,7 +421,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         stopTimers()
         untouch()
         freeReassembly()
-        freeSendMap()
+        restSender()
         leaveFastOpen()
         clear([.ackNow, .ackDelayed, .windowUpdate, .timing])
         enter(.closed)
@@ -438,7 +452,11 @@ extension UnsafeMutablePointer where Pointee == Connection {
         untouch()
         freeReassembly()
         freeRecords()
-        freeSendMap()
+        restSender()
+        restAccurateECN()
+        endPathProbe()
+        instance.services.freeIfPresent(pointee.pacing)
+        instance.services.freeIfPresent(pointee.fastOpenKeys)
         if let previous = pointee.previous {
             previous.pointee.next = pointee.next
         } else {
@@ -447,6 +465,9 @@ extension UnsafeMutablePointer where Pointee == Connection {
         pointee.next?.pointee.previous = pointee.previous
         pointee.socket.pointee.pcb = nil
         instance.services.free(self)
-        if instance.pointee.connections == nil { instance.freeRanges() }
+        if instance.pointee.connections == nil {
+            instance.freeRanges()
+            instance.freeSenders()
+        }
     }
 }

@@ -91,7 +91,7 @@ extension UnsafeMutablePointer where Pointee == Instance {
         }
         // TCP_DEFER_ACCEPT: the bare acknowledgment waits for data, as long as the answer would be repeated anyway.
         if segment.length == 0, !segment.has(Flag.fin), let listener = entry.pointee.listener,
-            listener.pointee.deferAccept > entry.pointee.retransmits
+            UInt32(listener.pointee.options.deferAccept) > entry.pointee.retransmits
         {
             return
         }

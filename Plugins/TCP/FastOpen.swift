@@ -42,6 +42,13 @@ enum FastOpenKey {
     static var length: UInt32 { 16 }
 }
 
+/// TCP_FASTOPEN_KEY of a listener: the key for new cookies, and one whose cookies are still good.
+struct FastOpenKeys {
+    var current: SecretKey
+    var backup: SecretKey
+    var hasBackup: Bool
+}
+
 // MARK: Client
 
 extension UnsafeMutablePointer where Pointee == Instance {
@@ -181,7 +188,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
 extension UnsafeMutablePointer where Pointee == Instance {
     /// The key of the cookies of a listener: its own, that of the settings, or a random one.
     func fastOpenKey(_ listener: ConnectionPointer?) -> SecretKey {
-        if let listener, listener.pointee.fastOpenKeys > 0 { return listener.pointee.fastOpenKey }
+        if let keys = listener?.pointee.fastOpenKeys { return keys.pointee.current }
         let low = setting(.fastOpenKeyLow)
         guard low != FastOpenKey.random else { return pointee.fastOpenKey }
         return SecretKey(k0: UInt64(bitPattern: low), k1: UInt64(bitPattern: setting(.fastOpenKeyHigh)))
@@ -211,6 +218,13 @@ extension UnsafeMutablePointer where Pointee == Instance {
             at += 1
         }
         return cookie
+    }
+
+    private func isOfBackupKey(
+        _ given: FastOpenCookie, _ conn: UnsafePointer<alps_conn>, _ listener: ConnectionPointer
+    ) -> Bool {
+        guard let keys = listener.pointee.fastOpenKeys, keys.pointee.hasBackup else { return false }
+        return isCookie(given, conn, keys.pointee.backup)
     }
 
     private func isCookie(_ given: FastOpenCookie, _ conn: UnsafePointer<alps_conn>, _ key: SecretKey) -> Bool {
@@ -245,8 +259,7 @@ extension UnsafeMutablePointer where Pointee == Instance {
             if needsCookie {
                 let given = cookie(segment)
                 guard isCookie(given, &entry.pointee.conn, fastOpenKey(listener))
-                    || (listener.pointee.fastOpenKeys > 1
-                        && isCookie(given, &entry.pointee.conn, listener.pointee.fastOpenBackupKey))
+                    || isOfBackupKey(given, &entry.pointee.conn, listener)
                 else {
                     count(.fastOpenBadCookies)
                     return false
@@ -283,7 +296,6 @@ extension UnsafeMutablePointer where Pointee == Connection {
         pointee.sndSmall = pointee.iss
         pointee.sndWnd = segment.window
         pointee.maxSndWnd = segment.window
-        pointee.recovery = LossRecovery.none(at: pointee.iss + 1)
         pointee.congestion.begin(
             mss: pointee.mss, initialSegments: UInt32(truncatingIfNeeded: instance.setting(.initialWindow)),
             isSynLost: false)

@@ -26,6 +26,15 @@ struct Instance {
     /// Ranges that no send map needs at present.
     var freeRanges: RangePointer?
     var freeRangeCount: Int
+    /// Senders that nobody needs at present.
+    var freeSenders: SenderPointer?
+    var freeSenderCount: Int
+    /// The sender of connections that have nothing in flight; the ECN of those without Accurate ECN. Changes of them go
+    /// into the ignored ones.
+    var restingMemory: Sender
+    var ignoredMemory: Sender
+    var restingECN: AccurateECN
+    var ignoredECN: AccurateECN
     /// SYN cache, oldest first.
     var embryonics: EmbryonicList
     /// Compressed TIME-WAIT entries, the one that ends first in front, and the timer for it.

@@ -3,17 +3,30 @@ import PluginKit
 
 /// RFC 9293, 3.8.4: off by default, only on an idle connection, never dead after one lost probe.
 extension UnsafeMutablePointer where Pointee == Connection {
-    var keepIdle: UInt64 { pointee.keepIdle != 0 ? pointee.keepIdle : instance.nanoseconds(.keepIdle) }
+    var keepIdle: UInt64 { chosen(pointee.options.keepIdle, .keepIdle) }
 
     /// How long a handshake of ours may take (TCP_KEEPINIT).
-    var connectTimeout: UInt64 {
-        pointee.connectTimeout != 0 ? pointee.connectTimeout : instance.nanoseconds(.connectTimeout)
-    }
+    var connectTimeout: UInt64 { chosen(pointee.options.connectTimeout, .connectTimeout) }
 
-    var keepInterval: UInt64 { pointee.keepInterval != 0 ? pointee.keepInterval : instance.nanoseconds(.keepInterval) }
+    var keepInterval: UInt64 { chosen(pointee.options.keepInterval, .keepInterval) }
 
     var keepCount: UInt32 {
-        pointee.keepCount != 0 ? pointee.keepCount : UInt32(truncatingIfNeeded: instance.setting(.keepCount))
+        let count = UInt32(pointee.options.keepCount)
+        return count != 0 ? count : UInt32(truncatingIfNeeded: instance.setting(.keepCount))
+    }
+
+    /// TCP_USER_TIMEOUT; 0: none.
+    @inline(__always)
+    var userTimeout: UInt64 { UInt64(pointee.options.userTimeout) &* UInt64(ALPS_NSEC_PER_MSEC) }
+
+    /// How long FIN-WAIT-2 lasts that nobody waits for.
+    var linger2: UInt64 {
+        let linger = pointee.options.linger2
+        return linger < 0 ? 0 : chosen(UInt16(linger), .finWait2Timeout)
+    }
+
+    private func chosen(_ seconds: UInt16, _ setting: Setting) -> UInt64 {
+        seconds != 0 ? UInt64(seconds) &* UInt64(ALPS_NSEC_PER_SEC) : instance.nanoseconds(setting)
     }
 
     private var isKeptAlive: Bool {
@@ -38,8 +51,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         }
         guard idle >= keepIdle else { return setKeep(after: keepIdle - idle) }
         let isOver =
-            pointee.userTimeout != 0
-            ? pointee.keepProbes > 0 && idle >= pointee.userTimeout : pointee.keepProbes >= keepCount
+            userTimeout != 0 ? pointee.keepProbes > 0 && idle >= userTimeout : pointee.keepProbes >= keepCount
         if isOver {
             instance.count(.keepAliveDropped)
             instance.count(.drops)

@@ -179,7 +179,7 @@ extension UnsafeMutablePointer where Pointee == Instance {
         connection.set(.sackPermitted, entry.pointee.isSackPermitted)
         connection.set(.ecn, entry.pointee.hasECN)
         connection.inheritAccurateECN(entry.pointee.accurate)
-        connection.pointee.receiveTuning = ReceiveTuning(start: irs + 1, since: now)
+        connection.pointee.receiveTuning = ReceiveTuning(since: now, start: irs + 1)
         connection.pointee.sndScale = entry.pointee.hasScaling ? entry.pointee.sndScale : 0
         connection.pointee.rcvScale = entry.pointee.rcvScale
         connection.pointee.peerMSS = entry.pointee.peerMSS
@@ -343,13 +343,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
     func inherit(_ listener: ConnectionPointer) {
         pointee.flags.formUnion(listener.pointee.flags.intersection([.noDelay, .cork, .quickAck]))
         pointee.userMSS = listener.pointee.userMSS
-        pointee.keepIdle = listener.pointee.keepIdle
-        pointee.keepInterval = listener.pointee.keepInterval
-        pointee.keepCount = listener.pointee.keepCount
-        pointee.userTimeout = listener.pointee.userTimeout
-        pointee.linger2 = listener.pointee.linger2
-        pointee.pacing.limit = listener.pointee.pacing.limit
-        pointee.windowClamp = listener.pointee.windowClamp
+        pointee.options = listener.pointee.options
+        _ = setPacing(listener.pacingRate)
         pointee.congestion.algorithm = listener.pointee.congestion.algorithm
     }
 }

@@ -16,17 +16,19 @@ enum RecoveryState: UInt8 {
 /// Loss recovery of a connection: fast recovery with proportional rate reduction (RFC 9937), F-RTO (RFC 5682), undo of
 /// what was unnecessary (RFC 4015 by timestamps, RFC 3708 by D-SACK), and the state of RACK-TLP (RFC 8985).
 struct LossRecovery {
-    var state: RecoveryState
-    /// Ends when everything before this is acknowledged: RecoveryPoint.
-    var point: SequenceNumber
-
     // RACK: the most recent transmission of which arrival is known.
     var rackSentAt: UInt64
-    var rackEnd: SequenceNumber
     var rackRoundTrip: UInt64
+    /// When the next range is late; 0: none is watched.
+    var reorderDeadline: UInt64
+    var rackEnd: SequenceNumber
     /// Behind the highest number known to have arrived: RACK.fack.
     var highest: SequenceNumber
+    /// Ends when everything before this is acknowledged: RecoveryPoint.
+    var point: SequenceNumber
+    var state: RecoveryState
     var hasReordering: Bool
+    var isDuplicateRound: Bool
     /// The farthest that an original has come behind others, segments; 3 at first.
     var reorderingDegree: UInt32
     /// RACK.reo_wnd_mult - 1.
@@ -35,9 +37,6 @@ struct LossRecovery {
     var windowPersist: UInt32
     /// The round in which a D-SACK has widened the window already ends here.
     var duplicateRound: SequenceNumber
-    var isDuplicateRound: Bool
-    /// When the next range is late; 0: none is watched.
-    var reorderDeadline: UInt64
 
     // Proportional rate reduction.
     var flightSize: UInt32
@@ -45,14 +44,14 @@ struct LossRecovery {
     var prrOut: UInt32
 
     // Undo.
-    var canUndo: Bool
-    var hasRepeated: Bool
     /// Bytes sent again in this episode that no D-SACK has called unnecessary.
     var undoBytes: UInt32
     /// The timestamp of the first repetition.
     var firstRepeat: UInt32
     var priorWindow: UInt32
     var priorThreshold: UInt32
+    var canUndo: Bool
+    var hasRepeated: Bool
 
     /// F-RTO: whether the time-out was spurious is still open.
     var isTimeoutInDoubt: Bool
@@ -60,9 +59,9 @@ struct LossRecovery {
     var sendsNewFirst: Bool
 
     // Tail loss probe.
+    var probeEnd: SequenceNumber
     var isProbing: Bool
     var isProbeRepeat: Bool
-    var probeEnd: SequenceNumber
 }
 
 /// What one acknowledgment has told.
@@ -100,18 +99,21 @@ extension UnsafeMutablePointer where Pointee == Connection {
 
     /// A connection is established; `sndUna` is its first data number.
     func beginRecovery() {
-        freeSendMap()
-        pointee.recovery = LossRecovery.none(at: pointee.sndUna)
+        restSender()
+        let now = instance.now
         pointee.validation = WindowValidation(
-            acked: 0, since: instance.now, most: 0, mostBefore: 0, period: instance.now, hasSample: false,
-            validAt: instance.now)
-        pointee.pathProbe = PathMTUProbe(limit: 0, tooBig: 0, full: pointee.pathProbe.full, size: 0, failures: 0, next: 0)
+            validAt: now, since: now, period: now, acked: 0, most: 0, mostBefore: 0, hasSample: false)
+        endPathProbe()
     }
 
     // MARK: An acknowledgment
 
     /// Acts on what an acknowledgment has told of loss; cwnd is right afterwards.
     func react(_ summary: inout AcknowledgmentSummary) {
+        if summary.acked > 0 || summary.isMarked || summary.reportsDuplicate {
+            // Nothing is in flight that there could be a reaction about.
+            guard wakeSender() else { return }
+        }
         if summary.delivered > 0 {
             let segments = (summary.delivered &+ pointee.mss &- 1) / pointee.mss
             pointee.totals.delivered &+= segments
@@ -362,10 +364,10 @@ extension UnsafeMutablePointer where Pointee == Connection {
 extension LossRecovery {
     static func none(at number: SequenceNumber) -> LossRecovery {
         LossRecovery(
-            state: .open, point: number, rackSentAt: 0, rackEnd: number, rackRoundTrip: 0, highest: number,
-            hasReordering: false, reorderingDegree: 3, windowGrowth: 0, windowPersist: 0, duplicateRound: number, isDuplicateRound: false,
-            reorderDeadline: 0, flightSize: 0, prrDelivered: 0, prrOut: 0, canUndo: false, hasRepeated: false,
-            undoBytes: 0, firstRepeat: 0, priorWindow: 0, priorThreshold: 0, isTimeoutInDoubt: false,
-            sendsNewFirst: false, isProbing: false, isProbeRepeat: false, probeEnd: number)
+            rackSentAt: 0, rackRoundTrip: 0, reorderDeadline: 0, rackEnd: number, highest: number, point: number,
+            state: .open, hasReordering: false, isDuplicateRound: false, reorderingDegree: 3, windowGrowth: 0,
+            windowPersist: 0, duplicateRound: number, flightSize: 0, prrDelivered: 0, prrOut: 0, undoBytes: 0,
+            firstRepeat: 0, priorWindow: 0, priorThreshold: 0, canUndo: false, hasRepeated: false,
+            isTimeoutInDoubt: false, sendsNewFirst: false, probeEnd: number, isProbing: false, isProbeRepeat: false)
     }
 }

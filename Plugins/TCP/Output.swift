@@ -41,13 +41,13 @@ extension UnsafeMutablePointer where Pointee == Connection {
         if pointee.sendMap.waiting.first != nil, !pointee.recovery.sendsNewFirst {
             hasSent = repeatLost(network, &list)
         }
-        if pointee.pathProbe.limit != 0, sendSizeProbe(network, &list) { hasSent = true }
+        if pointee.pathProbe != nil, sendSizeProbe(network, &list) { hasSent = true }
         // What is lost and finds no room is next all the same: nothing new overtakes it (RFC 6675, section 4).
         while pointee.sendMap.waiting.first == nil || pointee.recovery.sendsNewFirst, let plan = plan(force: force) {
             guard send(plan, network, &list) else { break }
             hasSent = true
         }
-        pointee.recovery.sendsNewFirst = false
+        if pointee.recovery.sendsNewFirst { pointee.recovery.sendsNewFirst = false }
         if hasSent || pointee.isHeldByWindow { noteWindowUse() }
         if !hasSent, has(.ackNow) || has(.windowUpdate) {
             if let packet = makeAck(network, keepsWindow: false) { list.append(packet) }
@@ -85,7 +85,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
     /// One planned packet. False: no memory.
     @inline(__always)
     private func send(_ plan: Plan, _ network: Network, _ list: inout PacketList) -> Bool {
-        guard let range = instance.allocateRange() else { return false }
+        guard let range = newRange() else { return false }
         guard let packet = makeData(network, pointee.sndNxt, plan.amount, fin: plan.sendsFin, isLast: plan.isLast)
         else {
             instance.free(range)
@@ -117,7 +117,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         let flight = pointee.sndNxt - pointee.sndUna
         let needed = Int(payload) + 3 * Int(pointee.mss)
         guard unsent >= needed, flight + needed <= Int(pointee.sndWnd), pipe + needed <= Int(pointee.congestion.cwnd),
-            let range = instance.allocateRange()
+            let range = newRange()
         else { return false }
         let plan = Plan(amount: payload, sendsFin: false, isLast: false)
         guard let packet = makeData(network, pointee.sndNxt, payload, fin: false, isLast: false, isWhole: true) else {
@@ -295,7 +295,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         var space = current
         if !keeps {
             let limit = socket.pointee.rcv.limit
-            let free = pointee.windowClamp == 0 ? room : min(room, pointee.windowClamp)
+            let free = pointee.options.windowClamp == 0 ? room : min(room, pointee.options.windowClamp)
             if free > current,
                 free - current >= min(limit / 2, max(pointee.advertisedMSS, 1)) || instance.isOn(.wholeSegmentBuffers)
             {

@@ -1,7 +1,7 @@
 import PluginAPI
 import PluginKit
 
-/// Pacing: packets leave no faster than a rate, which SO_MAX_PACING_RATE or the congestion control sets. What may go at
+/// Pacing: packets leave no faster than a rate, which SO_MAX_PACING_RATE sets. What may go at
 /// once is a millisecond's worth, so that large segments stay large.
 struct Pacing {
     /// Bytes a second that the application allows; 0: any.
@@ -15,18 +15,25 @@ struct Pacing {
 extension UnsafeMutablePointer where Pointee == Connection {
     /// Bytes a second; 0: not paced.
     @inline(__always)
-    var pacingRate: UInt64 {
-        let limit = pointee.pacing.limit
-        let wanted = pointee.congestion.pacingRate
-        return limit == 0 ? wanted : wanted == 0 ? limit : min(limit, wanted)
+    var pacingRate: UInt64 { pointee.pacing?.pointee.limit ?? 0 }
+
+    /// Bytes a second, 0: any. False: no memory.
+    func setPacing(_ limit: UInt64) -> Bool {
+        if pointee.pacing == nil {
+            guard limit != 0 else { return true }
+            guard let pacing = instance.services.allocate(Pacing.self) else { return false }
+            pointee.pacing = pacing
+        }
+        pointee.pacing?.pointee.limit = limit
+        return true
     }
 
     /// The most payload that may leave now; 0: none, and the callout will tell when.
     @inline(never)
     func pacedAmount(_ rate: UInt64) -> Int {
         let now = instance.now
-        guard now >= pointee.pacing.next else {
-            waitForPacing(pointee.pacing.next)
+        if let pacing = pointee.pacing, now < pacing.pointee.next {
+            wait(pacing, now)
             return 0
         }
         let mss = UInt64(max(pointee.mss, 1))
@@ -37,27 +44,26 @@ extension UnsafeMutablePointer where Pointee == Connection {
     /// A packet of `count` payload bytes has left.
     @inline(__always)
     func notePaced(_ count: UInt32) {
-        let rate = pacingRate
-        guard rate != 0 else { return }
-        let time = UInt64(count) &* UInt64(ALPS_NSEC_PER_SEC) / rate
-        pointee.pacing.next = max(pointee.pacing.next, instance.now) &+ time
+        guard let pacing = pointee.pacing, pacing.pointee.limit != 0 else { return }
+        let time = UInt64(count) &* UInt64(ALPS_NSEC_PER_SEC) / pacing.pointee.limit
+        pacing.pointee.next = max(pacing.pointee.next, instance.now) &+ time
     }
 
-    private func waitForPacing(_ deadline: UInt64) {
-        guard !pointee.pacing.isWaiting else { return }
-        pointee.pacing.isWaiting = true
-        let now = instance.now
+    private func wait(_ pacing: UnsafeMutablePointer<Pacing>, _ now: UInt64) {
+        guard !pacing.pointee.isWaiting else { return }
+        pacing.pointee.isWaiting = true
         instance.services.arm(
-            &pointee.pacing.callout, delay: deadline > now ? deadline - now : 0, function: Timer.pacing, argument: self)
+            &pacing.pointee.callout, delay: pacing.pointee.next - now, function: Timer.pacing, argument: self)
     }
 
     func pacingTimerFired() {
-        pointee.pacing.isWaiting = false
+        pointee.pacing?.pointee.isWaiting = false
         output()
     }
 
     func stopPacing() {
-        pointee.pacing.isWaiting = false
-        instance.services.disarm(&pointee.pacing.callout)
+        guard let pacing = pointee.pacing else { return }
+        pacing.pointee.isWaiting = false
+        instance.services.disarm(&pacing.pointee.callout)
     }
 }

@@ -5,7 +5,7 @@ import PluginKit
 ///
 /// Sizes are of payload with options, as `Connection.mss` before options are subtracted.
 struct PathMTUProbe {
-    /// Segments are no larger than this; 0: the path is believed to be as its MTU says.
+    /// Segments are no larger than this.
     var limit: UInt32
     /// The smallest size that is known, or believed, not to get through.
     var tooBig: UInt32
@@ -19,6 +19,12 @@ struct PathMTUProbe {
 }
 
 extension UnsafeMutablePointer where Pointee == Connection {
+    /// The path is believed to be as its MTU says.
+    func endPathProbe() {
+        instance.services.freeIfPresent(pointee.pathProbe)
+        pointee.pathProbe = nil
+    }
+
     /// Sizes no further apart than this are as good as equal.
     private var resolution: UInt32 { 32 }
 
@@ -35,11 +41,9 @@ extension UnsafeMutablePointer where Pointee == Connection {
         let present = min(first.pointee.length, pointee.mss) &+ overhead
         guard present > base else { return }
         instance.count(.blackHoles)
-        pointee.pathProbe.limit = base
-        pointee.pathProbe.tooBig = present
-        pointee.pathProbe.size = 0
-        pointee.pathProbe.failures = 0
-        pointee.pathProbe.next = instance.now
+        if pointee.pathProbe == nil { pointee.pathProbe = instance.services.allocate(PathMTUProbe.self) }
+        pointee.pathProbe?.pointee = PathMTUProbe(
+            limit: base, tooBig: present, full: 0, size: 0, failures: 0, next: instance.now)
         refreshMSS()
         // The loss window is one segment, of the size that they have now (RFC 5681, 3.1).
         pointee.congestion.cwnd = min(pointee.congestion.cwnd, pointee.mss)
@@ -47,16 +51,16 @@ extension UnsafeMutablePointer where Pointee == Connection {
 
     /// The payload of a probe to be sent now; nil: none.
     var dueSizeProbe: UInt32? {
-        guard pointee.pathProbe.limit != 0, pointee.pathProbe.size == 0, pointee.recovery.state == .open,
-            pointee.sendMap.waiting.first == nil, instance.now >= pointee.pathProbe.next
+        guard let probe = pointee.pathProbe, probe.pointee.size == 0, pointee.recovery.state == .open,
+            pointee.sendMap.waiting.first == nil, instance.now >= probe.pointee.next
         else { return nil }
-        let low = pointee.pathProbe.limit
-        if pointee.pathProbe.tooBig <= low &+ resolution {
+        let low = probe.pointee.limit
+        if probe.pointee.tooBig <= low &+ resolution {
             // RFC 4821, 7.7: the path may have become better since.
-            guard instance.now >= pointee.pathProbe.next &+ 600 * UInt64(ALPS_NSEC_PER_SEC) else { return nil }
-            pointee.pathProbe.tooBig = pointee.pathProbe.full &+ 1
+            guard instance.now >= probe.pointee.next &+ 600 * UInt64(ALPS_NSEC_PER_SEC) else { return nil }
+            probe.pointee.tooBig = probe.pointee.full &+ 1
         }
-        let high = min(pointee.pathProbe.tooBig, pointee.pathProbe.full &+ 1)
+        let high = min(probe.pointee.tooBig, probe.pointee.full &+ 1)
         guard high > low &+ resolution else { return nil }
         let size = low &+ (high &- low) / 2
         let overhead = has(.timestamps) ? Options.timestampLength : 0
@@ -67,16 +71,16 @@ extension UnsafeMutablePointer where Pointee == Connection {
         instance.count(.sizeProbes)
         range.pointee.flags.insert(.sizeProbe)
         let payload = range.pointee.length
-        pointee.pathProbe.size = payload &+ (has(.timestamps) ? Options.timestampLength : 0)
+        pointee.pathProbe?.pointee.size = payload &+ (has(.timestamps) ? Options.timestampLength : 0)
     }
 
     /// RFC 4821, 7.6.1: the path takes this size.
     func sizeProbeArrived(_ range: RangePointer) {
         range.pointee.flags.remove(.sizeProbe)
-        guard pointee.pathProbe.size != 0 else { return }
-        pointee.pathProbe.limit = max(pointee.pathProbe.limit, pointee.pathProbe.size)
-        pointee.pathProbe.size = 0
-        pointee.pathProbe.failures = 0
+        guard let probe = pointee.pathProbe, probe.pointee.size != 0 else { return }
+        probe.pointee.limit = max(probe.pointee.limit, probe.pointee.size)
+        probe.pointee.size = 0
+        probe.pointee.failures = 0
         instance.count(.sizeProbesArrived)
         refreshMSS()
     }
@@ -84,14 +88,14 @@ extension UnsafeMutablePointer where Pointee == Connection {
     /// RFC 4821, 7.6.2: alone lost, so it was too big. It goes out again in smaller segments, and no window comes down.
     func sizeProbeLost(_ range: RangePointer) {
         range.pointee.flags.remove(.sizeProbe)
-        guard pointee.pathProbe.size != 0 else { return }
-        pointee.pathProbe.failures += 1
-        if pointee.pathProbe.failures >= 2 {
+        guard let probe = pointee.pathProbe, probe.pointee.size != 0 else { return }
+        probe.pointee.failures += 1
+        if probe.pointee.failures >= 2 {
             // Twice is no accident.
-            pointee.pathProbe.tooBig = pointee.pathProbe.size
-            pointee.pathProbe.failures = 0
+            probe.pointee.tooBig = probe.pointee.size
+            probe.pointee.failures = 0
         }
-        pointee.pathProbe.size = 0
-        pointee.pathProbe.next = instance.now &+ 5 &* pointee.roundTrip.rto
+        probe.pointee.size = 0
+        probe.pointee.next = instance.now &+ 5 &* pointee.roundTrip.rto
     }
 }

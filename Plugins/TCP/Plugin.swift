@@ -55,6 +55,10 @@ private func create(
     instance.pointee.counters = counters
     instance.pointee.requests = requests
     instance.pointee.entry = entry
+    instance.pointee.restingMemory = Sender.resting
+    instance.pointee.ignoredMemory = Sender.resting
+    instance.pointee.restingECN = AccurateECN()
+    instance.pointee.ignoredECN = AccurateECN()
     // Without it there is no Fast Open for clients.
     instance.pointee.fastOpenCache = services.allocateArray(FastOpenEntry.self, FastOpenCache.places)
     result.pointee = UnsafeMutableRawPointer(instance)
@@ -67,6 +71,7 @@ private func destroy(_ context: UnsafeMutableRawPointer) {
     instance.dropAllEmbryonics()
     instance.dropAllTimeWaits()
     instance.freeRanges()
+    instance.freeSenders()
     instance.freeFastOpenCache()
     let services = instance.services
     services.freeArray(instance.pointee.settings, Setting.count)
@@ -90,9 +95,7 @@ private func callout(
 ) {
     let instance = context.assumingMemoryBound(to: Instance.self)
     switch function {
-    case Timer.retransmit: argument?.assumingMemoryBound(to: Connection.self).retransmitTimerFired()
-    case Timer.delayedAck: argument?.assumingMemoryBound(to: Connection.self).delayedAckTimerFired()
-    case Timer.keep: argument?.assumingMemoryBound(to: Connection.self).keepTimerFired()
+    case Timer.connection: argument?.assumingMemoryBound(to: Connection.self).timerFired()
     case Timer.embryonic:
         if let argument { instance.embryonicTimerFired(argument.assumingMemoryBound(to: Embryonic.self)) }
     case Timer.pacing: argument?.assumingMemoryBound(to: Connection.self).pacingTimerFired()

@@ -45,8 +45,8 @@ extension UnsafeMutablePointer where Pointee == Connection {
     /// R2 (RFC 9293, 3.8.3), TCP_USER_TIMEOUT, and less patience for connections nobody waits for.
     private func isOverdue(_ attempts: UInt32) -> Bool {
         let instance = instance
-        if pointee.userTimeout != 0 {
-            return pointee.waitingSince != 0 && instance.now &- pointee.waitingSince >= pointee.userTimeout
+        if userTimeout != 0 {
+            return pointee.waitingSince != 0 && instance.now &- pointee.waitingSince >= userTimeout
         }
         if has(.orphan) { return Int64(attempts) > instance.setting(.orphanRetries) }
         return Int64(attempts) > instance.setting(.retries)
@@ -61,9 +61,9 @@ extension UnsafeMutablePointer where Pointee == Connection {
         pointee.attempts += 1
         let waited = instance.now &- pointee.waitingSince
         var isOver =
-            pointee.synCount != 0
-            ? pointee.attempts > pointee.synCount : waited >= connectTimeout
-        if pointee.userTimeout != 0, waited >= pointee.userTimeout { isOver = true }
+            pointee.options.synCount != 0
+            ? pointee.attempts > UInt32(pointee.options.synCount) : waited >= connectTimeout
+        if userTimeout != 0, waited >= userTimeout { isOver = true }
         // Something on the way has said, more than once by now, that this will not work.
         if pointee.attempts > 3, pointee.softError != 0 { isOver = true }
         if isOver {
@@ -208,7 +208,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         let patience = UInt64(instance.setting(.retries)) &* pointee.roundTrip.rto &+ instance.nanoseconds(.maximumRTO)
         let isSilent = Int64(pointee.attempts) > instance.setting(.retries) && silent > patience
         let isOrphanOverdue = has(.orphan) && Int64(pointee.attempts) > instance.setting(.orphanRetries)
-        let isUserOverdue = pointee.userTimeout != 0 && instance.now &- pointee.waitingSince >= pointee.userTimeout
+        let isUserOverdue = userTimeout != 0 && instance.now &- pointee.waitingSince >= userTimeout
         if isSilent || isOrphanOverdue || isUserOverdue {
             instance.count(.persistDropped)
             instance.count(.drops)

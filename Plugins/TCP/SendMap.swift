@@ -98,6 +98,14 @@ struct SendMap {
     var resentBytes: UInt32
     var random: UInt32
 
+    /// `random` is not 0.
+    static func empty(random: UInt32) -> SendMap {
+        SendMap(
+            first: nil, last: nil, root: nil, flight: RangeQueue(first: nil, last: nil),
+            waiting: RangeQueue(first: nil, last: nil), sackedBytes: 0, sackedSegments: 0, waitingBytes: 0, lostBytes: 0,
+            resentBytes: 0, random: random)
+    }
+
     // MARK: List and tree
 
     /// Puts `range` behind `previous`, at the front if nil.
@@ -350,6 +358,10 @@ extension UnsafeMutablePointer where Pointee == Connection {
         return max(0, sent - Int(pointee.sendMap.sackedBytes) - Int(pointee.sendMap.waitingBytes))
     }
 
+    /// A range for what is about to be sent. Nil: no memory.
+    @inline(__always)
+    func newRange() -> RangePointer? { wakeSender() ? instance.allocateRange() : nil }
+
     /// Cuts a range in two. False: no memory, nothing has changed.
     func split(_ range: RangePointer, at number: SequenceNumber) -> Bool {
         guard let second = instance.allocateRange() else { return false }
@@ -375,15 +387,12 @@ extension UnsafeMutablePointer where Pointee == Connection {
         pointee.sendMap.sackedBytes = 0
     }
 
-    func freeSendMap() {
+    /// All of the send map, which is not to be used any more.
+    func freeRanges() {
         var next = pointee.sendMap.first
         while let range = next {
             next = range.pointee.next
             instance.free(range)
         }
-        pointee.sendMap = SendMap(
-            first: nil, last: nil, root: nil, flight: RangeQueue(first: nil, last: nil),
-            waiting: RangeQueue(first: nil, last: nil), sackedBytes: 0, sackedSegments: 0, waitingBytes: 0, lostBytes: 0, resentBytes: 0,
-            random: pointee.iss.value | 1)
     }
 }

@@ -32,11 +32,8 @@ private enum Option {
 
 private var second: UInt64 { UInt64(ALPS_NSEC_PER_SEC) }
 
-/// TCP_LINGER2 below 0: FIN-WAIT-2 ends at once.
-private var noLinger2: UInt64 { 1 }
-
 /// How many seconds so many SYN, ACKs take: one, two, four ... up to two minutes each.
-private func deferTime(_ count: UInt32) -> UInt64 {
+private func deferTime(_ count: UInt8) -> UInt64 {
     let doubling = min(count, 7)
     return (1 << UInt64(doubling)) - 1 + UInt64(count - doubling) * 120
 }
@@ -85,30 +82,30 @@ extension UnsafeMutablePointer where Pointee == Connection {
             if pointee.state.isSynchronized { refreshMSS() }
         case Option.keepIdle:
             guard number >= 1, number <= 32767 else { return ALPS_EINVAL }
-            pointee.keepIdle = positive * second
+            pointee.options.keepIdle = UInt16(truncatingIfNeeded: number)
             restartKeep()
         case Option.keepInterval:
             guard number >= 1, number <= 32767 else { return ALPS_EINVAL }
-            pointee.keepInterval = positive * second
+            pointee.options.keepInterval = UInt16(truncatingIfNeeded: number)
         case Option.keepCount:
             guard number >= 1, number <= 127 else { return ALPS_EINVAL }
-            pointee.keepCount = UInt32(positive)
+            pointee.options.keepCount = UInt8(truncatingIfNeeded: number)
         case Option.synCount:
             guard number >= 1, number <= 127 else { return ALPS_EINVAL }
-            pointee.synCount = UInt32(positive)
+            pointee.options.synCount = UInt8(truncatingIfNeeded: number)
         case Option.connectTimeout:
             guard number >= 1, number <= 32767 else { return ALPS_EINVAL }
-            pointee.connectTimeout = positive * second
+            pointee.options.connectTimeout = UInt16(truncatingIfNeeded: number)
         case Option.linger2:
-            pointee.linger2 = number < 0 ? noLinger2 : min(positive, 120) * second
+            pointee.options.linger2 = number < 0 ? -1 : Int16(min(number, 120))
         case Option.deferAccept:
             // Seconds, kept as the number of SYN, ACKs that take so long (RFC 6298 backoff from one second).
-            var count: UInt32 = 0
+            var count: UInt8 = 0
             while deferTime(count) < positive, count < 255 { count += 1 }
-            pointee.deferAccept = count
+            pointee.options.deferAccept = count
         case Option.windowClamp:
             // 0: none. As Linux, not below half of the smallest receive buffer.
-            pointee.windowClamp = number == 0 ? 0 : max(UInt32(bitPattern: number), 1152)
+            pointee.options.windowClamp = number == 0 ? 0 : max(UInt32(bitPattern: number), 1152)
         case Option.quickAck:
             set(.quickAck, number != 0)
             if number == 0 {
@@ -122,7 +119,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
             }
         case Option.userTimeout:
             guard number >= 0 else { return ALPS_EINVAL }
-            pointee.userTimeout = positive * UInt64(ALPS_NSEC_PER_MSEC)
+            pointee.options.userTimeout = UInt32(positive)
         case Option.notSentLowWater:
             // All ones is Linux's word for no bound.
             socket.pointee.snd.low_water = UInt32(bitPattern: number)
@@ -151,17 +148,23 @@ extension UnsafeMutablePointer where Pointee == Connection {
                 k0: value.loadUnaligned(fromByteOffset: offset, as: UInt64.self),
                 k1: value.loadUnaligned(fromByteOffset: offset + 8, as: UInt64.self))
         }
-        pointee.fastOpenKey = key(0)
-        if length > FastOpenKey.length { pointee.fastOpenBackupKey = key(16) }
-        pointee.fastOpenKeys = length > FastOpenKey.length ? 2 : 1
+        if pointee.fastOpenKeys == nil { pointee.fastOpenKeys = instance.services.allocate(FastOpenKeys.self) }
+        guard let keys = pointee.fastOpenKeys else { return ALPS_ENOMEM }
+        keys.pointee.current = key(0)
+        keys.pointee.hasBackup = length > FastOpenKey.length
+        if keys.pointee.hasBackup { keys.pointee.backup = key(16) }
         return 0
     }
 
     private func getFastOpenKeys(_ value: UnsafeMutableRawPointer, _ length: UnsafeMutablePointer<UInt32>) -> Int32 {
         // Only what has been set: the host's own key is nobody's business.
-        var keys = (pointee.fastOpenKey, pointee.fastOpenBackupKey)
-        let count = min(length.pointee, UInt32(pointee.fastOpenKeys) &* FastOpenKey.length)
-        value.copyMemory(from: &keys, byteCount: Int(count))
+        guard let keys = pointee.fastOpenKeys else {
+            length.pointee = 0
+            return 0
+        }
+        var both = (keys.pointee.current, keys.pointee.backup)
+        let count = min(length.pointee, (keys.pointee.hasBackup ? 2 : 1) &* FastOpenKey.length)
+        value.copyMemory(from: &both, byteCount: Int(count))
         length.pointee = count
         return 0
     }
@@ -172,8 +175,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         let short = value.loadUnaligned(as: UInt32.self)
         var rate = UInt64(short)
         if length >= 8 { rate = value.loadUnaligned(as: UInt64.self) }
-        pointee.pacing.limit = rate == .max || (length < 8 && short == .max) ? 0 : max(rate, 1)
-        return 0
+        return setPacing(rate == .max || (length < 8 && short == .max) ? 0 : max(rate, 1)) ? 0 : ALPS_ENOMEM
     }
 
     fileprivate func getOption(
@@ -194,21 +196,16 @@ extension UnsafeMutablePointer where Pointee == Connection {
         case Option.keepIdle: number = Int32(truncatingIfNeeded: keepIdle / second)
         case Option.keepInterval: number = Int32(truncatingIfNeeded: keepInterval / second)
         case Option.keepCount: number = Int32(truncatingIfNeeded: keepCount)
-        case Option.synCount: number = pointee.synCount != 0 ? Int32(pointee.synCount) : 7
+        case Option.synCount: number = pointee.options.synCount != 0 ? Int32(pointee.options.synCount) : 7
         case Option.connectTimeout: number = Int32(truncatingIfNeeded: connectTimeout / second)
         case Option.linger2:
-            if pointee.linger2 == noLinger2 {
-                number = -1
-                break
-            }
-            let time = pointee.linger2 != 0 ? pointee.linger2 : instance.nanoseconds(.finWait2Timeout)
-            number = Int32(truncatingIfNeeded: time / second)
+            number = pointee.options.linger2 < 0 ? -1 : Int32(truncatingIfNeeded: linger2 / second)
         case Option.deferAccept:
-            number = Int32(truncatingIfNeeded: deferTime(pointee.deferAccept))
-        case Option.windowClamp: number = Int32(truncatingIfNeeded: pointee.windowClamp)
+            number = Int32(truncatingIfNeeded: deferTime(pointee.options.deferAccept))
+        case Option.windowClamp: number = Int32(truncatingIfNeeded: pointee.options.windowClamp)
         case Option.quickAck: number = has(.interactive) && !has(.quickAck) ? 0 : 1
         case Option.userTimeout:
-            number = Int32(truncatingIfNeeded: pointee.userTimeout / UInt64(ALPS_NSEC_PER_MSEC))
+            number = Int32(truncatingIfNeeded: pointee.options.userTimeout)
         case Option.notSentLowWater: number = Int32(truncatingIfNeeded: socket.pointee.snd.low_water)
         case Option.fastOpen: number = Int32(truncatingIfNeeded: pointee.fastOpenBacklog)
         case Option.fastOpenConnect: number = has(.fastOpenConnect) ? 1 : 0

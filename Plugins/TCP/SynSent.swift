@@ -111,7 +111,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         pointee.attempts = 0
         pointee.waitingSince = 0
         stopRetransmit()
-        pointee.receiveTuning = ReceiveTuning(start: pointee.rcvNxt, since: instance.now)
+        pointee.receiveTuning = ReceiveTuning(since: instance.now, start: pointee.rcvNxt)
     }
 
     /// Into ESTABLISHED, and what comes with it.

@@ -103,7 +103,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         put32(96, socket.pointee.rcv.limit)
         put32(100, pointee.totals.retransmits)
         put64(104, pacingRate == 0 ? .max : pacingRate)
-        put64(112, pointee.pacing.limit == 0 ? .max : pointee.pacing.limit)
+        put64(112, pacingRate == 0 ? .max : pacingRate)
         put64(120, pointee.totals.bytesAcked)
         put64(128, pointee.totals.bytesReceived)
         put32(136, pointee.totals.segmentsOut)
@@ -127,7 +127,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         info.storeBytes(of: UInt16(clamping: pointee.totals.timeouts), toByteOffset: 240, as: UInt16.self)
         put32(232, UInt32(clamping: pointee.rcvAdv - pointee.rcvNxt))
         let accurate = pointee.accurate
-        let isPending = pointee.state == .synSent && accurate.request == .accurate
+        let isPending = pointee.state == .synSent && pointee.ecnRequest == .accurate
         // TCPI_ECN_MODE_RFC3168, _ACCECN, _PENDING.
         let mode: UInt8 = accurate.isOn ? 2 : isPending ? 3 : has(.ecn) ? 1 : 0
         put8(276, mode | accurate.optionSeen.rawValue << 2 | accurate.failures.rawValue << 4)

@@ -1,14 +1,13 @@
 import PluginAPI
 import PluginKit
 
-// The timers of a connection. Arming one on every segment would cost more than it is worth: a callout that is armed
-// already is left where it is if it fires early enough, and finds out then that there is time left.
+// The timers of a connection: retransmission, delayed acknowledgment, keep-alive, with one callout for whatever is due
+// first. Arming it on every segment would cost more than it is worth: a callout that is armed already is left where it is
+// if it fires early enough, and finds out then that there is time left.
 
 /// Function numbers of the instance's callouts.
 enum Timer {
-    static var retransmit: UInt32 { 1 }
-    static var delayedAck: UInt32 { 2 }
-    static var keep: UInt32 { 3 }
+    static var connection: UInt32 { 1 }
     static var embryonic: UInt32 { 4 }
     static var timeWait: UInt32 { 5 }
     static var pacing: UInt32 { 6 }
@@ -16,18 +15,43 @@ enum Timer {
 
 extension UnsafeMutablePointer where Pointee == Connection {
     @inline(__always)
-    private func arm(_ callout: UnsafeMutablePointer<alps_callout>, at deadline: UInt64, _ function: UInt32) {
-        if callout.pointee.flags & UInt16(ALPS_CALLOUT_ARMED) != 0, callout.pointee.deadline <= deadline { return }
+    private func arm(at deadline: UInt64) {
+        let callout = pointee.callout
+        if callout.flags & UInt16(ALPS_CALLOUT_ARMED) != 0, callout.deadline <= deadline { return }
         let now = instance.now
-        instance.services.arm(callout, delay: deadline > now ? deadline - now : 0, function: function, argument: self)
+        instance.services.arm(
+            &pointee.callout, delay: deadline > now ? deadline - now : 0, function: Timer.connection, argument: self)
     }
 
     func stopTimers() {
         pointee.retransmitUse = .none
+        pointee.keepUse = .none
+        clear(.ackDelayed)
         stopPacing()
-        instance.services.disarm(&pointee.retransmitCallout)
-        instance.services.disarm(&pointee.delayedAckCallout)
-        instance.services.disarm(&pointee.keepCallout)
+        instance.services.disarm(&pointee.callout)
+    }
+
+    /// Does what has been due the longest, with the callout armed for the rest: it may be the end of the connection.
+    func timerFired() {
+        let keep = pointee.keepUse != .none ? pointee.keepDeadline : .max
+        let acknowledgment = has(.ackDelayed) ? pointee.delayedAckDeadline : .max
+        let retransmit = pointee.retransmitUse != .none ? pointee.retransmitDeadline : .max
+        let first = min(keep, acknowledgment, retransmit)
+        guard instance.now >= first else { return arm(ifAny: first) }
+        if retransmit == first {
+            arm(ifAny: min(keep, acknowledgment))
+            retransmitTimerFired()
+        } else if acknowledgment == first {
+            arm(ifAny: min(keep, retransmit))
+            delayedAckTimerFired()
+        } else {
+            arm(ifAny: min(acknowledgment, retransmit))
+            keepTimerFired()
+        }
+    }
+
+    private func arm(ifAny deadline: UInt64) {
+        if deadline != .max { arm(at: deadline) }
     }
 
     // MARK: Retransmission and persist: never both at once
@@ -80,9 +104,9 @@ extension UnsafeMutablePointer where Pointee == Connection {
     /// TCP_USER_TIMEOUT ends the connection when it is due, not at the time-out after that.
     @inline(__always)
     private func withinUserTimeout(_ delay: UInt64) -> UInt64 {
-        var limit = pointee.userTimeout
+        var limit = userTimeout
         // So does TCP_KEEPINIT an attempt to connect.
-        if limit == 0, pointee.state == .synSent { limit = pointee.connectTimeout }
+        if limit == 0, pointee.state == .synSent, pointee.options.connectTimeout != 0 { limit = connectTimeout }
         guard limit != 0, pointee.waitingSince != 0 else { return delay }
         let due = pointee.waitingSince &+ limit
         let now = instance.now
@@ -106,7 +130,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
     @inline(__always)
     private func armRetransmitCallout(at deadline: UInt64) {
         pointee.retransmitDeadline = deadline
-        arm(&pointee.retransmitCallout, at: deadline, Timer.retransmit)
+        arm(at: deadline)
     }
 
     /// RFC 6298, 5.5: doubled for each time-out, up to net.inet.tcp.rexmit_max.
@@ -116,11 +140,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         return min(time << shift, instance.nanoseconds(.maximumRTO))
     }
 
-    func retransmitTimerFired() {
-        guard pointee.retransmitUse != .none else { return }
-        guard instance.now >= pointee.retransmitDeadline else {
-            return arm(&pointee.retransmitCallout, at: pointee.retransmitDeadline, Timer.retransmit)
-        }
+    private func retransmitTimerFired() {
         switch pointee.retransmitUse {
         case .none: break
         case .retransmit: retransmissionTimedOut()
@@ -136,16 +156,13 @@ extension UnsafeMutablePointer where Pointee == Connection {
     @inline(__always)
     func armDelayedAck(_ delay: UInt64) {
         // One that waits already is not put off by more data.
-        if pointee.unackedBytes != 0, pointee.delayedAckDeadline > instance.now { return }
-        pointee.delayedAckDeadline = instance.now &+ delay
-        arm(&pointee.delayedAckCallout, at: pointee.delayedAckDeadline, Timer.delayedAck)
+        if pointee.unackedBytes == 0 || pointee.delayedAckDeadline <= instance.now {
+            pointee.delayedAckDeadline = instance.now &+ delay
+        }
+        arm(at: pointee.delayedAckDeadline)
     }
 
-    func delayedAckTimerFired() {
-        guard has(.ackDelayed) else { return }
-        guard instance.now >= pointee.delayedAckDeadline else {
-            return arm(&pointee.delayedAckCallout, at: pointee.delayedAckDeadline, Timer.delayedAck)
-        }
+    private func delayedAckTimerFired() {
         // The reply did not come in time to carry it.
         clear(.interactive)
         set(.ackNow)
@@ -163,7 +180,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
 
     func setKeep(after delay: UInt64) {
         pointee.keepDeadline = instance.now &+ delay
-        arm(&pointee.keepCallout, at: pointee.keepDeadline, Timer.keep)
+        arm(at: pointee.keepDeadline)
     }
 
     /// A peer that never sends its FIN must not keep an orphan for ever. The application has nothing to wait for any more.
@@ -171,14 +188,12 @@ extension UnsafeMutablePointer where Pointee == Connection {
         guard has(.orphan) else { return }
         instance.sockets.pointee.is_disconnected(instance.socketLayer, socket)
         pointee.keepUse = .finWait2
-        setKeep(after: pointee.linger2 != 0 ? pointee.linger2 : instance.nanoseconds(.finWait2Timeout))
+        setKeep(after: linger2)
     }
 
-    func keepTimerFired() {
-        guard instance.now >= pointee.keepDeadline else {
-            return arm(&pointee.keepCallout, at: pointee.keepDeadline, Timer.keep)
-        }
+    private func keepTimerFired() {
         switch pointee.keepUse {
+        case .none: break
         case .finWait2:
             guard pointee.state == .finWait2 else { return }
             instance.count(.finWait2Dropped)

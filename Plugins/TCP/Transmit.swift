@@ -232,7 +232,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
     /// What goes with a first SYN. Nil: nothing.
     private func takeSynData() -> (range: RangePointer, mbuf: Mbuf)? {
         let length = synDataLength
-        guard length > 0, let range = instance.allocateRange() else { return nil }
+        guard length > 0, let range = newRange() else { return nil }
         guard
             let mbuf = instance.sockets.pointee.send_data(
                 instance.socketLayer, socket, socket.pointee.snd.head, length)
@@ -270,10 +270,10 @@ extension UnsafeMutablePointer where Pointee == Connection {
         var size = mtu > overhead ? mtu - overhead : 0
         if pointee.peerMSS != 0 { size = min(size, pointee.peerMSS) }
         if pointee.userMSS != 0 { size = min(size, pointee.userMSS) }
-        pointee.pathProbe.full = size
-        if pointee.pathProbe.limit != 0 {
+        if let probe = pointee.pathProbe {
+            probe.pointee.full = size
             // The end of the search: nothing larger is wanted.
-            if pointee.pathProbe.limit >= size { pointee.pathProbe.limit = 0 } else { size = pointee.pathProbe.limit }
+            if probe.pointee.limit >= size { endPathProbe() } else { size = probe.pointee.limit }
         }
         let options = (has(.timestamps) ? Options.timestampLength : 0) &+ pointee.accurate.reserved
         // However small the path says it is, there must be progress.

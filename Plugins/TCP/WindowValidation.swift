@@ -4,16 +4,17 @@ import PluginKit
 /// Congestion window validation (RFC 7661): how much of cwnd the path is known to carry, for applications that send in
 /// bursts. A window that is not used is kept for a while and not opened further.
 struct WindowValidation {
+    /// When the window was last in use: the end of the last validated phase.
+    var validAt: UInt64
     /// Bytes acknowledged in the round trip under way, which began at `since`.
-    var acked: UInt32
     var since: UInt64
+    /// When this period began.
+    var period: UInt64
+    var acked: UInt32
     /// The most acknowledged in one round trip, in this period and in the one before; `hasSample`: there is one.
     var most: UInt32
     var mostBefore: UInt32
-    var period: UInt64
     var hasSample: Bool
-    /// When the window was last in use: the end of the last validated phase.
-    var validAt: UInt64
 
     /// Section 4.3: how long a window that is not used may be kept.
     static var keepTime: UInt64 { 300 * UInt64(ALPS_NSEC_PER_SEC) }

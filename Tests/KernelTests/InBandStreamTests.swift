@@ -157,6 +157,22 @@ import Testing
         closeAll(host, client, a, b)
     }
 
+    /// Most connections of a busy server are idle, and what each takes counts a hundred thousand times. What few of them need
+    /// belongs into objects that are made on demand.
+    @Test func anIdleConnectionTakesLittleMemory() throws {
+        let host = try LiveHost()
+        let client = try TestClient(host)
+        let (a, b) = try client.connection()
+        let accepted = try #require(host.kernel.sockets.find(SocketHandle(rawValue: b.handle)))
+        let channel = try #require(accepted.channel)
+        let symbol = try #require(dlsym(nil, "malloc_usable_size"))
+        let usableSize = unsafeBitCast(symbol, to: (@convention(c) (UnsafeMutableRawPointer) -> Int).self)
+        let socketSize = usableSize(Unmanaged.passUnretained(accepted).toOpaque())
+        let channelSize = usableSize(Unmanaged.passUnretained(channel).toOpaque())
+        #expect(socketSize + channelSize <= 320)
+        closeAll(host, client, a, b)
+    }
+
     @Test func aThousandConnectionsLeaveNothing() throws {
         let host = try LiveHost()
         let client = try TestClient(host)

@@ -5,36 +5,25 @@ import PluginAPI
 /// What stands between a socket and the application's descriptor. In-band channels carry payload in the pair itself; a
 /// channel with shared rings can take their place without the socket or the session knowing.
 class Channel: SocketChannel {
-    let kernel: Kernel
-    unowned let socket: Socket
-    /// The same, for what runs once a packet: the socket owns its channel.
+    final let kernel: Kernel
+    /// For what runs once a packet: the socket owns its channel, which closes its pair before the socket goes.
     final let borrowed: Borrowed<Socket>
-    /// The host's end of the pair, -1 once closed.
-    private(set) var descriptor: Int32
     /// SO_COOKIE of the application's end, by which a holder proves possession.
-    let cookie: UInt64
-    private let watcher = Watcher()
-    private var wantsRoom = false
+    final let cookie: UInt64
     private var retry: HostTimer?
-    /// Events that the pair may still have for us; edge-triggered.
-    private final class Watcher: ReadyHandler {
-        /// It goes at the end of the turn in which it stops watching, or later.
-        var channel: Borrowed<Channel>?
-        override func ready(_ events: UInt32) {
-            channel?({ $0.ready(events) })
-        }
-    }
+    /// The host's end of the pair, -1 once closed. While it is open the reactor holds the channel.
+    final private(set) var descriptor: Int32 = -1
+    private var wantsRoom = false
 
     init(_ socket: Socket, descriptor: Int32, cookie: UInt64) throws {
-        self.socket = socket
         borrowed = Borrowed(socket)
         self.cookie = cookie
         kernel = socket.kernel
-        self.descriptor = descriptor
         super.init()
-        watcher.channel = Borrowed(self)
         guard let reactor = kernel.reactor else { throw KernelError(ENETDOWN, "clients need a live host") }
-        try reactor.add(descriptor, events: Self.events(room: false), handler: watcher)
+        try reactor.add(descriptor, events: Self.events(room: false), handler: self)
+        // Until here it is the caller's to close.
+        self.descriptor = descriptor
         kernel.server?.pairOpened()
     }
 
@@ -44,8 +33,7 @@ class Channel: SocketChannel {
 
     deinit { closePair() }
 
-    /// The pair has events.
-    func ready(_ events: UInt32) {}
+    final var socket: Socket { borrowed { $0 } }
 
     /// The host is about to close its end.
     func pairCloses() {}
@@ -63,7 +51,7 @@ class Channel: SocketChannel {
     final func wantRoom(_ wanted: Bool) {
         guard wanted != wantsRoom, descriptor >= 0 else { return }
         wantsRoom = wanted
-        kernel.reactor?.modify(descriptor, events: Self.events(room: wanted), handler: watcher)
+        kernel.reactor?.modify(descriptor, events: Self.events(room: wanted), handler: self)
     }
 
     /// The system lacks something (memory, descriptors in flight) whose return no event tells: looks again soon.
@@ -104,7 +92,7 @@ class Channel: SocketChannel {
     final func closePair() {
         guard descriptor >= 0 else { return }
         pairCloses()
-        kernel.reactor?.remove(descriptor, handler: watcher, closes: true)
+        kernel.reactor?.remove(descriptor, handler: self, closes: true)
         retry = nil
         close(descriptor)
         descriptor = -1
@@ -115,7 +103,7 @@ class Channel: SocketChannel {
     final func release() -> Int32 {
         let kept = descriptor
         guard kept >= 0 else { return -1 }
-        kernel.reactor?.remove(kept, handler: watcher)
+        kernel.reactor?.remove(kept, handler: self)
         retry = nil
         descriptor = -1
         kernel.server?.pairClosed()

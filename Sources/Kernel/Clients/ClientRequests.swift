@@ -317,7 +317,7 @@ enum ClientRequests {
         }
         guard socket.isStream, request.flags & UInt32(ALPS_CONNECT_NOWAIT) == 0 else {
             if socket.isStream, request.plug_bytes > 0, !socket.isConnecting, !socket.isConnected {
-                (socket.channel as? StreamChannel)?.expectPlug(Int(request.plug_bytes))
+                (socket.channel as? StreamChannel)?.expectPlug(request.plug_bytes)
             }
             let status = socket.connect(address)
             socket.markDirty()

@@ -32,16 +32,22 @@ final class CorkWords {
     }
 }
 
-/// What a stream knows of the word that it follows.
-struct CorkFollowing {
+/// What a stream knows of the word that it follows. An object, since most follow none.
+final class CorkFollowing {
     let table: CorkWords
-    let index: UInt32
     let word: UnsafeMutablePointer<alps_cork_word>
+    let index: UInt32
     /// `wanted`, as far as it has been done.
     var seen: UInt32 = 0
     var isApplied = false
     /// What is held back goes with what is being taken.
     var isReleased = false
+
+    init(_ table: CorkWords, _ index: UInt32) {
+        self.table = table
+        self.index = index
+        word = table[index]
+    }
 }
 
 extension StreamChannel {
@@ -53,7 +59,7 @@ extension StreamChannel {
             // Its client has closed it. What it says there now is about somebody else.
             if other.cork?.table === table, other.cork?.index == index { other.cork = nil }
         }
-        cork = CorkFollowing(table: table, index: index, word: table[index])
+        cork = CorkFollowing(table, index)
         let wanted = withUnsafeMutablePointer(to: &table[index].pointee.wanted) { alps_load_acquire($0) }
         cork?.seen = wanted
         let status = hold(socket, wanted & 1 != 0)
@@ -64,19 +70,18 @@ extension StreamChannel {
     /// When it is known how much has been written, before that is taken.
     @inline(never)
     func lookAtCork(_ socket: Socket) {
-        guard let word = cork?.word else { return }
+        guard let following = cork else { return }
         // Once more for what changed while it was being done; after that the client has seen `applied`, and rings.
-        for _ in 0..<2 {
-            guard let following = cork, !following.isReleased else { return }
-            let wanted = withUnsafeMutablePointer(to: &word.pointee.wanted) { alps_load_acquire($0) }
+        for _ in 0..<2 where !following.isReleased {
+            let wanted = withUnsafeMutablePointer(to: &following.word.pointee.wanted) { alps_load_acquire($0) }
             guard wanted != following.seen else { return }
             guard wanted >> 1 == following.seen >> 1 else {
                 // What is in the pair may go. If bit 0 is set again, that counts from the next look on.
-                cork?.seen = wanted & ~1
-                cork?.isReleased = following.isApplied
+                following.seen = wanted & ~1
+                following.isReleased = following.isApplied
                 return
             }
-            cork?.seen = wanted
+            following.seen = wanted
             hold(socket, wanted & 1 != 0)
         }
     }

@@ -21,6 +21,9 @@ package final class Session: ReadyHandler {
     private var greeted = false
     private(set) var tcpVariant: String?
     private(set) var udpVariant: String?
+    /// Of all the sockets made here. Not asked for before the client has said who it is.
+    private(set) lazy var owner = SocketOwner(
+        session: number, uid: uid, pid: pid, program: program, sharesProcessNumbers: sharesProcessNumbers)
     /// Rings of the sockets made here; nil without memory. Tools never need one.
     private(set) lazy var arena = Arena(
         name: "alps-\(kernel.name)-\(number)", limitBytes: kernel.configuration.arenaLimit)
@@ -342,11 +345,5 @@ package final class Session: ReadyHandler {
         }
         server.closed(self)
         if !isTool { kernel.streamRings.processHasEnded() }
-    }
-
-    var owner: SocketOwner {
-        var owner = SocketOwner(session: number, uid: uid, pid: pid, program: program)
-        owner.sharesProcessNumbers = sharesProcessNumbers
-        return owner
     }
 }

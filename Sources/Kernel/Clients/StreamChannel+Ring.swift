@@ -58,7 +58,7 @@ extension StreamChannel {
         guard receive <= 1 << 30, send <= 1 << 30 else { return nil }
         ring = StreamRing(receiveCapacity: receive, sendCapacity: send)
         words = ring?.words
-        if ring != nil { streamRings { $0.ringMade(self) } }
+        if ring != nil { kernel.streamRings.ringMade(self) }
         return ring
     }
 
@@ -70,14 +70,14 @@ extension StreamChannel {
     }
 
     private func beginReceiving(_ socket: Socket, _ ring: StreamRing) {
-        if socket.mappedBuffers.receive == nil { socket.moveReceiveBuffer(to: ring.storage(ALPS_RING_RECEIVE)) }
+        if !socket.isReceiveMapped { socket.moveReceiveBuffer(to: ring.storage(ALPS_RING_RECEIVE)) }
         ring.words.lockReadingForOpening()
         ring.words.receiveHead = 0
         ring.words.receiveInband = socket.raw.pointee.rcv.head
     }
 
     private func beginSending(_ socket: Socket, _ ring: StreamRing) {
-        if socket.mappedBuffers.send == nil { socket.moveSendBuffer(to: ring.storage(ALPS_RING_SEND)) }
+        if !socket.isSendMapped { socket.moveSendBuffer(to: ring.storage(ALPS_RING_SEND)) }
         ring.words.sendTail = socket.raw.pointee.snd.tail
         ring.words.pairDrained = ring.words.pairFinished
     }
@@ -115,7 +115,7 @@ extension StreamChannel {
         socket.cannotReceiveMore || socket.isDisconnected || hasUrgent(socket)
     }
 
-    private func hasUrgent(_ socket: Socket) -> Bool { socket.urgent.position != nil || socket.urgent.isPending }
+    private func hasUrgent(_ socket: Socket) -> Bool { socket.urgent.isAhead || socket.urgent.isPending }
 
     /// What the pair takes at once: with no more left a read brings as much as before when the ring is closed.
     private static let restForPair = 65536
@@ -125,7 +125,7 @@ extension StreamChannel {
         guard let ring = words else { return }
         setActive(0, ring)
         unwatchRing()
-        streamRings { $0.ringEnded(self) }
+        kernel.streamRings.ringEnded(self)
         words = nil
         self.ring = nil
     }
@@ -323,13 +323,13 @@ extension StreamChannel {
         guard !isWatched, let words else { return }
         isWatched = true
         words.setBells(read: 0, write: 0)
-        streamRings { $0.add(self) }
+        kernel.streamRings.add(self)
     }
 
     private func unwatchRing() {
         guard isWatched else { return }
         isWatched = false
-        streamRings { $0.remove(self) }
+        kernel.streamRings.remove(self)
     }
 
     /// Once a turn while the host is awake.

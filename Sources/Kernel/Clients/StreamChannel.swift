@@ -10,8 +10,25 @@ import PluginAPI
 /// application wrote, which has been peeked at and is in the send ring already. So closing the host's end, or the host's
 /// death, is ECONNRESET for the application and never a clean end of file.
 final class StreamChannel: Channel {
+    /// TCP_CORK in shared memory (CorkWords.swift).
+    var cork: CorkFollowing?
+    /// Rings, once there are some.
+    var ring: StreamRing?
+    var words: RingWords?
+    /// In the list of those whose rings the host looks at every turn.
+    var nextWatched: Borrowed<StreamChannel>?
+    var isWatched = false
+    /// ALPS_RING_*: directions that use them.
+    var activeRings: UInt32 = 0
+    /// A client held the lock that the host needed.
+    var needsReadLock = false
+    var needsWriteLock = false
+    /// Times that the locks are still to be looked at, after the death of a process.
+    var examinations: UInt8 = 0
+    /// Code that knows nothing of rings may use the socket.
+    var staysInBand = false
     /// Filler bytes that make the pair unwritable until a non-blocking connect is done.
-    private var plug = 0
+    private var plug: UInt32 = 0
     /// A failed connect is told by closing the pair; a blocking one leaves it alone, since it may be tried again.
     private var failsByClosing: Bool
     private(set) var applicationWillWriteNoMore = false
@@ -22,41 +39,21 @@ final class StreamChannel: Channel {
     private var refusesWrites = false
     /// There may be bytes in the pair that have not been looked at: saves a system call in turns that bring none.
     var mayHaveUnread = true
-    /// Rings, once there are some, and whether the host looks at them every turn.
-    var ring: StreamRing?
-    var words: RingWords?
-    /// ALPS_RING_*: directions that use them.
-    var activeRings: UInt32 = 0
     /// It has shut down reading.
     var applicationReadsNoMore = false
-    /// TCP_CORK in shared memory (CorkWords.swift).
-    var cork: CorkFollowing?
-    /// Code that knows nothing of rings may use the socket.
-    var staysInBand = false
-    var isWatched = false
-    var nextWatched: Borrowed<StreamChannel>?
-    let streamRings: Borrowed<StreamRingWatch>
-    private let sockets: Borrowed<SocketLayer>
-    /// A client held the lock that the host needed.
-    var needsReadLock = false
-    var needsWriteLock = false
-    /// Times that the locks are still to be looked at, after the death of a process.
-    var examinations = 0
     /// Bytes one socket may move in one turn before others get theirs.
     private static let budget = 1 << 20
 
     /// `isAccepted`: a connection that is there already.
     init(_ socket: Socket, descriptor: Int32, cookie: UInt64, isAccepted: Bool) throws {
         failsByClosing = isAccepted
-        streamRings = Borrowed(socket.kernel.streamRings)
-        sockets = Borrowed(socket.kernel.sockets)
         try super.init(socket, descriptor: descriptor, cookie: cookie)
     }
 
     deinit { closePair() }
 
     /// A non-blocking connect has begun, with `bytes` of filler in the pair.
-    func expectPlug(_ bytes: Int) {
+    func expectPlug(_ bytes: UInt32) {
         plug = bytes
         failsByClosing = true
     }
@@ -89,7 +86,7 @@ final class StreamChannel: Channel {
     }
 
     override func bell() {
-        sockets { $0.count(.ringBells) }
+        kernel.sockets.count(.ringBells)
         watchRing()
         // Or what is held back is to go.
         if cork != nil { mayHaveUnread = true }
@@ -128,7 +125,7 @@ final class StreamChannel: Channel {
         let mayTake = mayHaveUnread || applicationWillWriteNoMore || words != nil
         if mayTake, !socket.isConnecting || applicationIsGone { takeWritten(socket) }
         guard isOpen, !socket.isClosed else { return }
-        if mayHaveUnread, socket.isConnecting, Int(alps_bytes_waiting(descriptor)) - 1 > plug, hasPassedDescriptors {
+        if mayHaveUnread, socket.isConnecting, Int(alps_bytes_waiting(descriptor)) - 1 > Int(plug), hasPassedDescriptors {
             // As in `takeWritten`, which waits for the connection.
             return socket.abort()
         }
@@ -269,9 +266,9 @@ final class StreamChannel: Channel {
 
     /// Takes filler away; its last byte becomes the carry byte. False if it has not all arrived yet.
     private func dropPlug(_ unread: Int) -> Bool {
-        let count = min(plug, unread)
+        let count = min(Int(plug), unread)
         guard count > 0, discard(count) else { return false }
-        plug -= count
+        plug -= UInt32(count)
         return true
     }
 

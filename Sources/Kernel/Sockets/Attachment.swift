@@ -108,7 +108,7 @@ extension SocketLayer {
                 socket.markDirty()
             }
         }
-        for socket in all { socket.formerInstances.removeAll { $0.state == .dead } }
+        for socket in all { socket.listening?.formerInstances.removeAll { $0.state == .dead } }
     }
 
     private func isMovable(_ socket: Socket) -> Bool {
@@ -129,7 +129,7 @@ extension SocketLayer {
         let old = socket.entry.instance
         guard socket.request(ALPS_PRU_REHOME) == 0 else { return nil }
         markDetached(socket)
-        if socket.isListening { socket.formerInstances.append(old) }
+        socket.listening?.formerInstances.append(old)
         socket.entry = entry
         return attachAnew(socket, local: local, peer: peer, isListening: socket.isListening)
     }

@@ -1,8 +1,8 @@
 import PluginAPI
 
 /// Datagrams waiting for the application, oldest first. A ring of records that grows by doubling and is kept: no
-/// allocation per datagram.
-struct DatagramQueue {
+/// allocation per datagram. An object, so that streams need not have one.
+final class DatagramQueue {
     private struct Record {
         var packet: Mbuf
         var info: alps_datagram_info
@@ -22,14 +22,14 @@ struct DatagramQueue {
         count == 0 || bytes + Int(length) + Self.overhead <= Int(limit)
     }
 
-    mutating func append(_ packet: Mbuf, _ info: alps_datagram_info) {
+    func append(_ packet: Mbuf, _ info: alps_datagram_info) {
         if count == records.count { grow() }
         records[(first + count) & (records.count - 1)] = Record(packet: packet, info: info)
         count += 1
         bytes += Int(packet.pointee.pkt.length) + Self.overhead
     }
 
-    private mutating func grow() {
+    private func grow() {
         let old = records
         records = [Record?](repeating: nil, count: max(16, 2 * old.count))
         for index in 0..<count { records[index] = old[(first + index) & (old.count - 1)] }
@@ -45,7 +45,7 @@ struct DatagramQueue {
         return (record.packet, record.info)
     }
 
-    mutating func removeFirst() -> (packet: Mbuf, info: alps_datagram_info)? {
+    func removeFirst() -> (packet: Mbuf, info: alps_datagram_info)? {
         guard count > 0, let record = records[first] else { return nil }
         records[first] = nil
         first = (first + 1) & (records.count - 1)
@@ -54,8 +54,14 @@ struct DatagramQueue {
         return (record.packet, record.info)
     }
 
-    mutating func removeAll(_ pool: MbufPool) {
+    func removeAll(_ pool: MbufPool) {
         while let (packet, _) = removeFirst() { pool.freePacket(packet) }
         records = []
     }
+}
+
+/// No queue is as good as an empty one.
+extension DatagramQueue? {
+    var count: Int { self?.count ?? 0 }
+    var bytes: Int { self?.bytes ?? 0 }
 }

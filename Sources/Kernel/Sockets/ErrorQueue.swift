@@ -57,7 +57,7 @@ extension Socket {
                 initialized = count
             }
         }
-        errors.append(error)
+        makeUncommon().errors.append(error)
     }
 
     /// A datagram was too long for its path: with IP_RECVERR a message of this stack's own says so, and how long it may be.
@@ -69,15 +69,16 @@ extension Socket {
         let (status, value) = getOption(level: ipMTU.level, name: ipMTU.name, capacity: 4)
         if status == 0, value.count == 4 { error.mtu = value.withUnsafeBytes { $0.loadUnaligned(as: UInt32.self) } }
         error.payload = Array(payload.prefix(ErrorQueue.quoteLimit))
-        errors.append(error)
+        makeUncommon().errors.append(error)
     }
 
     /// The oldest error message, and how many are left. SO_ERROR becomes that of the next one, as on Linux.
     package func takeQueuedError() -> (error: QueuedError, left: Int)? {
+        guard let uncommon else { return nil }
         // Turned off, the option takes what is there with it.
-        if raw.pointee.options & ALPS_SO_RECVERR == 0 { errors = ErrorQueue() }
-        guard let taken = errors.removeFirst() else { return nil }
-        raw.pointee.error = errors.first?.error ?? 0
-        return (taken, errors.count)
+        if raw.pointee.options & ALPS_SO_RECVERR == 0 { uncommon.errors = ErrorQueue() }
+        guard let taken = uncommon.errors.removeFirst() else { return nil }
+        raw.pointee.error = uncommon.errors.first?.error ?? 0
+        return (taken, uncommon.errors.count)
     }
 }

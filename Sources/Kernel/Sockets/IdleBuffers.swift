@@ -31,9 +31,11 @@ final class IdleBuffers {
         if timer?.isArmed == false { timer?.arm(after: Self.period) }
     }
 
-    private func note(_ socket: Socket) {
-        socket.idle.sent = socket.raw.pointee.snd.tail
-        socket.idle.received = socket.raw.pointee.rcv.tail
+    private func note(_ socket: Socket) { socket.idle.moved = moved(socket) }
+
+    /// Another number after every byte. That it comes round just between two looks does no harm: what is empty goes back early.
+    private func moved(_ socket: Socket) -> UInt32 {
+        UInt32(truncatingIfNeeded: socket.raw.pointee.snd.tail &+ socket.raw.pointee.rcv.tail)
     }
 
     private func look() {
@@ -55,7 +57,7 @@ final class IdleBuffers {
     }
 
     private func look(_ socket: Socket) {
-        guard socket.idle.sent == socket.raw.pointee.snd.tail, socket.idle.received == socket.raw.pointee.rcv.tail else {
+        guard socket.idle.moved == moved(socket) else {
             note(socket)
             later.append(socket.handle)
             return
@@ -67,12 +69,11 @@ final class IdleBuffers {
 
 /// What a socket remembers for `IdleBuffers`.
 struct IdleMark {
-    var isListed = false
-    /// Ends of the streams when it was last looked at.
-    var sent: UInt64 = 0
-    var received: UInt64 = 0
     /// Behind the last byte that has been placed in the receive ring, in order or not.
     var placedEnd: UInt64 = 0
+    /// How far the streams had come when it was last looked at.
+    var moved: UInt32 = 0
+    var isListed = false
 }
 
 extension Socket {

@@ -43,6 +43,18 @@ struct ListenQueue {
     }
 }
 
+/// What a socket has as a listener.
+final class ListenState {
+    /// Connections that are ready, and those whose handshake goes on.
+    var queue = ListenQueue()
+    /// Instances that had it before a swap. They may hold embryonic connections for it.
+    var formerInstances: [PluginInstance] = []
+    /// Of all the connections that it makes.
+    let childOwner: SocketOwner
+
+    init(_ listener: Socket) { childOwner = SocketOwner(listener.owner, listener: listener.handle) }
+}
+
 extension Socket {
     /// listen(2). Again on a listener: changes the backlog.
     package func listen(_ backlog: Int32) -> Int32 {
@@ -59,16 +71,17 @@ extension Socket {
             raw.pointee.backlog = before
             return status
         }
+        if listening == nil { listening = ListenState(self) }
         raw.pointee.options |= ALPS_SO_ACCEPTCONN
         raw.pointee.state &= ~ALPS_SS_CANTRCVMORE
-        boundAddress = localAddress
+        makeUncommon().boundAddress = localAddress
         return 0
     }
 
     /// The oldest connection that is ready, nil if there is none. The caller becomes its application.
     package func acceptNext() -> Socket? {
-        guard let child = listenQueue.removeFirst() else { return nil }
-        raw.pointee.queue_length = UInt32(listenQueue.count)
+        guard let listening, let child = listening.queue.removeFirst() else { return nil }
+        raw.pointee.queue_length = UInt32(listening.queue.count)
         child.leaveHead()
         return child
     }
@@ -77,24 +90,22 @@ extension Socket {
     /// queue or memory full.
     func makeChild(_ maker: PluginInstance) -> Socket? {
         let layer = kernel.sockets
-        guard isListening, !isClosed,
+        guard isListening, let listening, !isClosed,
             let entry = entry.instance === maker ? entry : kernel.protocols.counterpart(of: entry, in: maker)
         else { return nil }
         // One more than the backlog, as BSD and Linux have it.
-        guard listenQueue.count + listenQueue.handshakes <= Int(raw.pointee.backlog) else {
+        guard listening.queue.count + listening.queue.handshakes <= Int(raw.pointee.backlog) else {
             layer.count(.listenOverflows)
             return nil
         }
-        guard let child = try? layer.make(entry, Int32(raw.pointee.protocol), owner, arena) else { return nil }
+        guard let child = try? layer.make(entry, Int32(raw.pointee.protocol), listening.childOwner, arena) else { return nil }
         guard layer.attachNetwork(child) == 0 else {
             layer.abandon(child)
             return nil
         }
         child.inherit(self)
-        child.head = self
-        child.madeBy = handle
         child.raw.pointee.listener = raw
-        listenQueue.handshakes += 1
+        listening.queue.handshakes += 1
         layer.markAttached(child)
         return child
     }
@@ -119,52 +130,50 @@ extension Socket {
     /// A child's handshake is done: it is ready for accept.
     func joinListenQueue(of head: Socket) {
         connectStage = .connected
-        guard raw.pointee.state & ALPS_SS_CONNECTED == 0 else { return }
-        head.listenQueue.handshakes -= 1
-        head.listenQueue.append(self)
-        head.raw.pointee.queue_length = UInt32(head.listenQueue.count)
+        guard raw.pointee.state & ALPS_SS_CONNECTED == 0, let listening = head.listening else { return }
+        listening.queue.handshakes -= 1
+        listening.queue.append(self)
+        head.raw.pointee.queue_length = UInt32(listening.queue.count)
         head.markDirty()
     }
 
     /// A child whose transport has let go before anybody accepted it: nobody else holds it.
     func leaveListenQueue(of head: Socket) {
-        if head.listenQueue.remove(self) {
-            head.raw.pointee.queue_length = UInt32(head.listenQueue.count)
-        } else {
-            head.listenQueue.handshakes -= 1
+        if let listening = head.listening {
+            if listening.queue.remove(self) {
+                head.raw.pointee.queue_length = UInt32(listening.queue.count)
+            } else {
+                listening.queue.handshakes -= 1
+            }
         }
         leaveHead()
         raw.pointee.state |= ALPS_SS_CLOSED
     }
 
-    private func leaveHead() {
-        head = nil
-        raw.pointee.listener = nil
-    }
+    private func leaveHead() { raw.pointee.listener = nil }
 
     /// A listener ends: connections that nobody is going to accept are reset.
     func dropListenQueue() {
-        guard isListening else { return }
+        guard isListening, let listening else { return }
         raw.pointee.options &= ~ALPS_SO_ACCEPTCONN
-        for instance in formerInstances where instance.state != .dead {
+        for instance in listening.formerInstances where instance.state != .dead {
             guard let former = kernel.protocols.counterpart(of: entry, in: instance),
                 let request = former.request(ALPS_PRU_ORPHAN)
             else { continue }
             typealias Function = @convention(c) (UnsafeMutableRawPointer, UnsafeMutablePointer<alps_socket>) -> Int32
             _ = unsafeBitCast(request.function, to: Function.self)(former.instancePointer, raw)
         }
-        formerInstances.removeAll()
-        while let child = listenQueue.removeFirst() {
+        while let child = listening.queue.removeFirst() {
             child.leaveHead()
             child.abort()
         }
         raw.pointee.queue_length = 0
-        if listenQueue.handshakes > 0 {
+        if listening.queue.handshakes > 0 {
             for child in kernel.sockets.all where child.head === self {
                 child.leaveHead()
                 child.abort()
             }
-            listenQueue.handshakes = 0
         }
+        self.listening = nil
     }
 }

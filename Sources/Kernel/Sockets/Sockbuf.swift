@@ -14,12 +14,11 @@ extension Socket {
     }
 
     /// Changes how much of a ring may be used. A ring in use grows if it has to, unless a client maps it; it never shrinks.
-    func setLimit(_ buffer: inout alps_sockbuf, _ limit: UInt32) {
+    func setLimit(_ buffer: inout alps_sockbuf, _ limit: UInt32, isMapped: Bool) {
         guard buffer.base != nil, limit > buffer.capacity else {
             buffer.limit = limit
             return
         }
-        let isMapped = buffer.ext != nil && (buffer.ext == mappedBuffers.send || buffer.ext == mappedBuffers.receive)
         guard !isMapped, let ext = arena.allocate(capacity: Int(limit)) else {
             buffer.limit = buffer.capacity
             return
@@ -33,13 +32,13 @@ extension Socket {
     func moveSendBuffer(to ext: UnsafeMutablePointer<alps_ext>) {
         replace(&raw.pointee.snd, with: ext)
         raw.pointee.snd.limit = min(raw.pointee.snd.limit, ext.pointee.length)
-        mappedBuffers.send = ext
+        isSendMapped = true
     }
 
     func moveReceiveBuffer(to ext: UnsafeMutablePointer<alps_ext>) {
         replace(&raw.pointee.rcv, with: ext)
         raw.pointee.rcv.limit = min(raw.pointee.rcv.limit, ext.pointee.length)
-        mappedBuffers.receive = ext
+        isReceiveMapped = true
     }
 
     private func replace(_ buffer: inout alps_sockbuf, with ext: UnsafeMutablePointer<alps_ext>) {
@@ -56,7 +55,7 @@ extension Socket {
         let limit = min(bytes, UInt32(truncatingIfNeeded: kernel.sockets.maxSockbuf.value))
         if isSend {
             guard !isSendSizeChosen, limit > raw.pointee.snd.limit else { return raw.pointee.snd.limit }
-            setLimit(&raw.pointee.snd, limit)
+            setLimit(&raw.pointee.snd, limit, isMapped: isSendMapped)
             if isWriterWaiting {
                 isWriterWaiting = false
                 markDirty()
@@ -64,7 +63,7 @@ extension Socket {
             return raw.pointee.snd.limit
         }
         guard !isReceiveSizeChosen, limit > raw.pointee.rcv.limit else { return raw.pointee.rcv.limit }
-        setLimit(&raw.pointee.rcv, limit)
+        setLimit(&raw.pointee.rcv, limit, isMapped: isReceiveMapped)
         return raw.pointee.rcv.limit
     }
 
@@ -84,7 +83,6 @@ extension Socket {
     }
 
     func releaseBuffers() {
-        mappedBuffers = (nil, nil)
         releaseSendBuffer()
         releaseReceiveBuffer()
     }
@@ -92,10 +90,12 @@ extension Socket {
     /// `isIdle`: the connection stays, and its pages are to go back rather than wait for another one.
     func releaseSendBuffer(isIdle: Bool = false) {
         Self.release(&raw.pointee.snd, end: raw.pointee.snd.tail, keepsPages: !isIdle)
+        isSendMapped = false
     }
 
     func releaseReceiveBuffer(isIdle: Bool = false) {
         Self.release(&raw.pointee.rcv, end: max(raw.pointee.rcv.tail, idle.placedEnd), keepsPages: !isIdle)
+        isReceiveMapped = false
     }
 
     /// `end`: of the part of the stream that has been in it. Streams begin at 0.
@@ -153,7 +153,7 @@ extension Socket {
         let tail = raw.pointee.snd.tail
         guard position > raw.pointee.snd.head, position <= tail else { return }
         raw.pointee.snd.head = position
-        if mappedBuffers.send != nil { markDirty() }
+        if isSendMapped { markDirty() }
         if position == tail { becameEmpty() }
         guard isWriterWaiting else { return }
         let used = tail &- position

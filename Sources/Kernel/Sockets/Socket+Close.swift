@@ -31,7 +31,7 @@ extension Socket {
         case (false, true): news = ALPS_SHUT_WR
         case (true, true): news = ALPS_SHUT_RDWR
         }
-        guard isAttached, entry.request(ALPS_PRU_SHUTDOWN) != nil else { return 0 }
+        guard isAttached, transportRequest(ALPS_PRU_SHUTDOWN) != nil else { return 0 }
         return request(ALPS_PRU_SHUTDOWN, news)
     }
 
@@ -73,14 +73,14 @@ extension Socket {
         raw.pointee.state |= ALPS_SS_CLOSED
         dropListenQueue()
         if isAttached { _ = request(asAbort ? ALPS_PRU_ABORT : ALPS_PRU_CLOSE) }
-        datagrams.removeAll(kernel.mbufs)
+        datagrams?.removeAll(kernel.mbufs)
         if waiters > 0 { kernel.fibers.wakeup(UnsafeRawPointer(raw)) }
         releaseIfUnused()
     }
 
     /// A transport's ioctl; ENOTTY if it has none.
     package func control(_ command: UInt32, _ data: inout [UInt8]) -> Int32 {
-        guard isAttached, let request = entry.request(ALPS_PRU_CONTROL) else { return ENOTTY }
+        guard isAttached, let request = transportRequest(ALPS_PRU_CONTROL) else { return ENOTTY }
         let (error, results) = request.call(
             instance: instance, socket: raw, [.integer(Int64(command)), .buffer(data, capacity: data.count)])
         if error == 0, case .bytes(let bytes)? = results.first { data = bytes }

@@ -14,7 +14,7 @@ extension Socket {
         var address = address
         address.family = raw.pointee.domain
         status = request(ALPS_PRU_BIND, address)
-        if status == 0 { boundAddress = localAddress }
+        if status == 0 { makeUncommon().boundAddress = localAddress }
         return status
     }
 

@@ -6,29 +6,29 @@ extension Socket {
     package var datagramCount: Int { datagrams.count }
 
     /// The oldest datagram, left in the queue.
-    package var firstDatagram: (packet: Mbuf, info: alps_datagram_info)? { datagrams.front }
+    package var firstDatagram: (packet: Mbuf, info: alps_datagram_info)? { datagrams?.front }
 
     /// The datagram that `index` others are in front of, left in the queue.
-    func datagram(at index: Int) -> (packet: Mbuf, info: alps_datagram_info)? { datagrams[index] }
+    func datagram(at index: Int) -> (packet: Mbuf, info: alps_datagram_info)? { datagrams?[index] }
 
     /// Frees the `count` oldest.
     func dropDatagrams(_ count: Int) {
         for _ in 0..<count {
-            guard let (packet, _) = datagrams.removeFirst() else { return }
+            guard let (packet, _) = datagrams?.removeFirst() else { return }
             pool._withUnsafeGuaranteedRef { $0.freePacket(packet) }
         }
     }
 
     /// Takes the oldest datagram; the caller frees the packet.
     package func nextDatagram() -> (info: alps_datagram_info, packet: Mbuf)? {
-        datagrams.removeFirst().map { ($0.info, $0.packet) }
+        datagrams?.removeFirst().map { ($0.info, $0.packet) }
     }
 
     /// Queues a datagram for the application; drops and counts it if the queue is full. [consumes]
     @inline(__always)
     func enqueue(_ packet: Mbuf, _ info: UnsafePointer<alps_datagram_info>) -> Int32 {
         guard !isClosed, !cannotReceiveMore,
-            datagrams.hasRoom(for: packet.pointee.pkt.length, limit: raw.pointee.rcv.limit)
+            datagrams?.hasRoom(for: packet.pointee.pkt.length, limit: raw.pointee.rcv.limit) == true
         else {
             kernel.sockets.count(.datagramsDropped)
             pool._withUnsafeGuaranteedRef { $0.freePacket(packet) }
@@ -39,7 +39,7 @@ extension Socket {
             kernel.sockets.count(.datagramsDropped)
             return ALPS_ENOBUFS
         }
-        datagrams.append(held, info.pointee)
+        datagrams?.append(held, info.pointee)
         markDirty()
         return 0
     }

@@ -176,11 +176,11 @@ extension Socket {
         let limit = UInt32(min(max(Int64(bytes) * 2, isSend ? 4608 : 2304), kernel.sockets.maxSockbuf.value))
         if isSend {
             isSendSizeChosen = true
-            setLimit(&raw.pointee.snd, limit)
+            setLimit(&raw.pointee.snd, limit, isMapped: isSendMapped)
             markDirty()
         } else {
             raw.pointee.options |= ALPS_SO_RCVBUF_CHOSEN
-            setLimit(&raw.pointee.rcv, limit)
+            setLimit(&raw.pointee.rcv, limit, isMapped: isReceiveMapped)
             if isConnected, isAttached, let received = protosw.pointee.received { received(instance, raw) }
         }
     }
@@ -338,7 +338,7 @@ extension Socket {
     private func transportControl(
         set: Bool, _ level: Int32, _ name: Int32, _ value: [UInt8], capacity: Int
     ) -> (error: Int32, value: [UInt8]) {
-        guard let request = entry.request(ALPS_PRU_CTLOUTPUT) else { return (ENOPROTOOPT, []) }
+        guard let request = transportRequest(ALPS_PRU_CTLOUTPUT) else { return (ENOPROTOOPT, []) }
         guard isAttached else { return (EINVAL, []) }
         typealias Function = @convention(c) (
             UnsafeMutableRawPointer, UnsafeMutablePointer<alps_socket>, Int32, Int32, Int32, UnsafeMutableRawPointer,

@@ -1,8 +1,9 @@
 package import PluginAPI
 
-/// Who stands above a socket: a client's pair, or a test. Told once a turn that something has changed, and then looks.
-open class SocketChannel {
-    package init() {}
+/// Who stands above a socket: a client's pair, or a test. Told once a turn that something has changed, and then looks. A pair
+/// is watched for events, too.
+open class SocketChannel: ReadyHandler {
+    override package init() { super.init() }
 
     /// The socket's state, data, room or queue have changed in this turn.
     package func update(_ socket: Socket) {}
@@ -20,20 +21,37 @@ open class SocketChannel {
     package func detached(_ socket: Socket) {}
 }
 
-/// Where a socket was made, for tools and for port sharing rules.
-package struct SocketOwner {
-    package var session: UInt32
-    package var uid: UInt32
-    package var pid: Int32
-    package var program: String
+/// Where a socket was made, for tools and for port sharing rules. The sockets of one process share one, and so do the
+/// connections of one listener.
+package final class SocketOwner {
+    package let session: UInt32
+    package let uid: UInt32
+    package let pid: Int32
+    package let program: String
     /// The client counts processes as the host does (pid_namespaces(7)): numbers of threads mean the same to both.
-    package var sharesProcessNumbers = false
+    package let sharesProcessNumbers: Bool
+    /// Of connections that a listener has made: that listener.
+    let listener: SocketHandle?
 
-    package init(session: UInt32 = 0, uid: UInt32 = 0, pid: Int32 = 0, program: String = "") {
+    package init(
+        session: UInt32 = 0, uid: UInt32 = 0, pid: Int32 = 0, program: String = "", sharesProcessNumbers: Bool = false
+    ) {
         self.session = session
         self.uid = uid
         self.pid = pid
         self.program = program
+        self.sharesProcessNumbers = sharesProcessNumbers
+        listener = nil
+    }
+
+    /// Of what `listener` makes for `owner`, who has it.
+    init(_ owner: SocketOwner, listener: SocketHandle) {
+        session = owner.session
+        uid = owner.uid
+        pid = owner.pid
+        program = owner.program
+        sharesProcessNumbers = owner.sharesProcessNumbers
+        self.listener = listener
     }
 }
 
@@ -46,6 +64,9 @@ enum ConnectStage {
 /// A socket: the host's half around the `alps_socket` that its transport sees.
 ///
 /// It has two holders, the application (through a channel) and the transport. It is freed when both have let go.
+///
+/// There may be very many, most of them connections with nothing to do: what only some sockets need lies in objects of its
+/// own, and properties stand in order of their sizes, in which they lie in memory.
 package final class Socket {
     package let raw: UnsafeMutablePointer<alps_socket>
     package let handle: SocketHandle
@@ -53,77 +74,52 @@ package final class Socket {
     package let arena: Arena
     /// The kernel's, for the data path: through this a call costs no reference counting.
     let pool: Unmanaged<MbufPool>
-    package var owner: SocketOwner
+    package let owner: SocketOwner
+    // One count of each. The data path uses them without counting.
+    private var heldEntry: Unmanaged<ProtocolEntry>
+    private var heldChannel: Unmanaged<SocketChannel>?
+    /// In the list of sockets that changed in this turn.
+    var nextDirty: Borrowed<Socket>?
+    /// Options of the transport that have been set, for attaching anew.
+    var appliedOptions = AppliedOptions()
+    /// Options that only the socket layer knows, by number: stored so that getsockopt tells what setsockopt said.
+    var storedOptions: [Int32: [UInt8]] = [:]
+    /// What it has as a listener, while it is one.
+    var listening: ListenState?
+    /// Datagrams waiting; streams have no such queue.
+    let datagrams: DatagramQueue?
+    /// See `UncommonState`.
+    var uncommon: UncommonState?
     /// Number of the application's descriptor as /proc/PID/fd shows it, 0 if it has none.
     package internal(set) var inode: UInt64 = 0
-    package var channel: SocketChannel? {
-        didSet {
-            borrowedChannel = channel.map { Borrowed($0) }
-            if let oldValue { kernel.sockets.retire(oldValue) }
-        }
-    }
-    private(set) var borrowedChannel: Borrowed<SocketChannel>?
-
-    /// Its transport.
-    package internal(set) var entry: ProtocolEntry {
-        didSet {
-            protosw = entry.sw
-            instance = entry.instancePointer
-        }
-    }
-    // What the data path needs of `entry`, without its reference count.
-    private(set) var protosw: UnsafePointer<alps_protosw>
-    private(set) var instance: UnsafeMutableRawPointer
+    var idle = IdleMark()
 
     /// The transport has it.
     package internal(set) var isAttached = false
     /// The network has its `netpcb`: from the first attachment until the socket is freed.
     var hasNetwork = false
     package private(set) var isFreed = false
-    var connectStage = ConnectStage.unconnected
-    /// What bind(2) gave it, for attaching anew.
-    var boundAddress: alps_sockaddr?
-    /// Options of the transport that have been set, for attaching anew.
-    var appliedOptions = AppliedOptions()
-    /// Options that only the socket layer knows, by number: stored so that getsockopt tells what setsockopt said.
-    var storedOptions: [Int32: [UInt8]] = [:]
-
-    /// UDP_CORK: what is sent is held back.
-    var isCorked = false
-
-    // The list of sockets that changed in this turn.
-    var isDirty = false
-    var nextDirty: Borrowed<Socket>?
     /// Fibers that sleep until something changes.
-    var waiters = 0
+    var waiters: Int32 = 0
+    var connectStage = ConnectStage.unconnected
+    /// It is in the list of sockets that changed in this turn.
+    var isDirty = false
     /// A writer has found the send buffer full.
     var isWriterWaiting = false
-    var idle = IdleMark()
-
-    /// Listeners: connections that are ready, and those whose handshake goes on.
-    var listenQueue = ListenQueue()
-    /// The listener that made it, until accepted.
-    unowned(unsafe) var head: Socket?
-    /// The listener that made it, for good.
-    package internal(set) var madeBy: SocketHandle?
-    /// Listeners: instances that had it before a swap. They may hold embryonic connections for it.
-    var formerInstances: [PluginInstance] = []
-
-    /// Datagrams waiting, oldest first.
-    var datagrams = DatagramQueue()
     /// SO_SNDBUF, SO_RCVBUF have been set: the sizes are the application's business.
     var isSendSizeChosen = false
     var isReceiveSizeChosen: Bool { raw.pointee.options & ALPS_SO_RCVBUF_CHOSEN != 0 }
-    /// Error messages about what was sent, kept for a program that asked for them (IP_RECVERR).
-    var errors = ErrorQueue()
-    /// Streams: the storage of buffers that a client maps.
-    var mappedBuffers: (send: UnsafeMutablePointer<alps_ext>?, receive: UnsafeMutablePointer<alps_ext>?) = (nil, nil)
+    /// UDP_CORK: what is sent is held back.
+    var isCorked = false
+    // Streams: a client maps the buffer's storage.
+    var isSendMapped = false
+    var isReceiveMapped = false
     /// Streams: the urgent byte.
     var urgent = UrgentByte()
 
     /// In front of the C structure: a pointer back to this object. Behind it: the network attachment.
-    private let block: UnsafeMutableRawPointer
-    private static let prefix = 16
+    private var block: UnsafeMutableRawPointer { UnsafeMutableRawPointer(raw) - Self.prefix }
+    private static let prefix = MemoryLayout<UnsafeMutableRawPointer>.size
 
     init(
         kernel: Kernel, handle: SocketHandle, entry: ProtocolEntry, protocol protocolNumber: Int32, owner: SocketOwner,
@@ -132,14 +128,13 @@ package final class Socket {
         self.kernel = kernel
         pool = .passUnretained(kernel.mbufs)
         self.handle = handle
-        self.entry = entry
-        protosw = entry.sw
-        instance = entry.instancePointer
+        heldEntry = .passRetained(entry)
         self.owner = owner
         self.arena = arena
-        let socketSize = (MemoryLayout<alps_socket>.size + 15) & ~15
+        datagrams = entry.sw.pointee.type == UInt16(ALPS_SOCK_STREAM) ? nil : DatagramQueue()
+        let socketSize = MemoryLayout<alps_socket>.stride
         let size = Self.prefix + socketSize + MemoryLayout<alps_netpcb>.size
-        block = .allocate(byteCount: size, alignment: 16)
+        let block = UnsafeMutableRawPointer.allocate(byteCount: size, alignment: 16)
         block.initializeMemory(as: UInt8.self, repeating: 0, count: size)
         raw = (block + Self.prefix).assumingMemoryBound(to: alps_socket.self)
         let netpcb = (block + Self.prefix + socketSize).assumingMemoryBound(to: alps_netpcb.self)
@@ -160,13 +155,55 @@ package final class Socket {
         block.storeBytes(of: Unmanaged.passUnretained(self).toOpaque(), as: UnsafeMutableRawPointer.self)
     }
 
-    deinit { block.deallocate() }
+    deinit {
+        heldChannel?.release()
+        heldEntry.release()
+        block.deallocate()
+    }
 
     /// The object behind a C structure.
     @inline(__always)
     static func from(_ raw: UnsafeMutablePointer<alps_socket>) -> Unmanaged<Socket> {
         .fromOpaque((UnsafeMutableRawPointer(raw) - prefix).load(as: UnsafeMutableRawPointer.self))
     }
+
+    // MARK: Above and below
+
+    package var channel: SocketChannel? {
+        get { heldChannel?.takeUnretainedValue() }
+        set {
+            let old = heldChannel?.takeRetainedValue()
+            heldChannel = newValue.map { .passRetained($0) }
+            if let old { kernel.sockets.retire(old) }
+        }
+    }
+
+    @inline(__always)
+    var borrowedChannel: Borrowed<SocketChannel>? { heldChannel?._withUnsafeGuaranteedRef { Borrowed($0) } }
+
+    /// Its transport.
+    package internal(set) var entry: ProtocolEntry {
+        get { heldEntry.takeUnretainedValue() }
+        set {
+            let old = heldEntry
+            heldEntry = .passRetained(newValue)
+            old.release()
+        }
+    }
+
+    func transportRequest(_ id: UInt32) -> RoutedRequest? { heldEntry._withUnsafeGuaranteedRef { $0.request(id) } }
+
+    @inline(__always)
+    var protosw: UnsafePointer<alps_protosw> { heldEntry._withUnsafeGuaranteedRef { $0.sw } }
+
+    @inline(__always)
+    var instance: UnsafeMutableRawPointer { heldEntry._withUnsafeGuaranteedRef { $0.instancePointer } }
+
+    /// The listener that made it, until accepted.
+    var head: Socket? { raw.pointee.listener.map { Self.from($0).takeUnretainedValue() } }
+
+    /// The listener that made it, for good.
+    package var madeBy: SocketHandle? { owner.listener }
 
     // MARK: Facts
 
@@ -199,7 +236,7 @@ package final class Socket {
     private func address(_ id: UInt32) -> alps_sockaddr {
         var address = alps_sockaddr()
         address.family = raw.pointee.domain
-        guard isAttached, let request = entry.request(id) else { return address }
+        guard isAttached, let request = transportRequest(id) else { return address }
         typealias Function = @convention(c) (
             UnsafeMutableRawPointer, UnsafeMutablePointer<alps_socket>, UnsafeMutablePointer<alps_sockaddr>
         ) -> Int32
@@ -209,7 +246,7 @@ package final class Socket {
 
     /// JSON text of the transport about this connection, "" if it has none.
     package func describe() -> String {
-        guard isAttached, let request = entry.request(ALPS_PRU_DESCRIBE) else { return "" }
+        guard isAttached, let request = transportRequest(ALPS_PRU_DESCRIBE) else { return "" }
         let (error, results) = request.call(instance: instance, socket: raw, [.buffer([], capacity: 4096)])
         guard error == 0, case .bytes(let bytes)? = results.first else { return "" }
         return String(decoding: bytes, as: UTF8.self)
@@ -219,13 +256,13 @@ package final class Socket {
 
     /// A request without further arguments; EOPNOTSUPP if the transport does not have it.
     func request(_ id: UInt32) -> Int32 {
-        guard let request = entry.request(id) else { return ALPS_EOPNOTSUPP }
+        guard let request = transportRequest(id) else { return ALPS_EOPNOTSUPP }
         typealias Function = @convention(c) (UnsafeMutableRawPointer, UnsafeMutablePointer<alps_socket>) -> Int32
         return unsafeBitCast(request.function, to: Function.self)(instance, raw)
     }
 
     func request(_ id: UInt32, _ address: alps_sockaddr) -> Int32 {
-        guard let request = entry.request(id) else { return ALPS_EOPNOTSUPP }
+        guard let request = transportRequest(id) else { return ALPS_EOPNOTSUPP }
         typealias Function = @convention(c) (
             UnsafeMutableRawPointer, UnsafeMutablePointer<alps_socket>, UnsafePointer<alps_sockaddr>
         ) -> Int32
@@ -234,7 +271,7 @@ package final class Socket {
     }
 
     func request(_ id: UInt32, _ number: Int32) -> Int32 {
-        guard let request = entry.request(id) else { return ALPS_EOPNOTSUPP }
+        guard let request = transportRequest(id) else { return ALPS_EOPNOTSUPP }
         typealias Function = @convention(c) (UnsafeMutableRawPointer, UnsafeMutablePointer<alps_socket>, Int32) -> Int32
         return unsafeBitCast(request.function, to: Function.self)(instance, raw, number)
     }
@@ -253,7 +290,7 @@ package final class Socket {
         isFreed = true
         channel?.detached(self)
         channel = nil
-        datagrams.removeAll(kernel.mbufs)
+        datagrams?.removeAll(kernel.mbufs)
         releaseBuffers()
         kernel.sockets.detachNetwork(self)
         kernel.sockets.forget(self)

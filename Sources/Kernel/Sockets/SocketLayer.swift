@@ -36,9 +36,8 @@ package final class SocketLayer {
 
     private(set) var kernel: Kernel!
     private var opsTable: UnsafeMutablePointer<alps_socket_ops>?
-    private var slots: [Socket?] = []
-    /// The same, for what runs once a packet.
-    private var borrowedSlots: [Borrowed<Socket>?] = []
+    /// One count of each socket. What runs once a packet uses them without counting.
+    private var slots: [Unmanaged<Socket>?] = []
     private var generations: [UInt32] = []
     private var firstGeneration: UInt32 = 0
     private var freeSlots: [Int] = []
@@ -79,8 +78,8 @@ package final class SocketLayer {
     /// See `Kernel.shutdown`.
     func detach() {
         forgetDirty()
+        for socket in slots { socket?.release() }
         slots.removeAll()
-        borrowedSlots.removeAll()
         idleBuffers = nil
         kernel = nil
     }
@@ -185,7 +184,6 @@ package final class SocketLayer {
         } else {
             index = slots.count
             slots.append(nil)
-            borrowedSlots.append(nil)
             generations.append(firstGeneration)
         }
         generations[index] &+= 1
@@ -193,8 +191,7 @@ package final class SocketLayer {
         let socket = Socket(
             kernel: kernel, handle: SocketHandle(index: index, generation: generations[index]), entry: entry,
             protocol: protocolNumber, owner: owner, arena: arena, id: lastID)
-        slots[index] = socket
-        borrowedSlots[index] = Borrowed(socket)
+        slots[index] = .passRetained(socket)
         count += 1
         peak = max(peak, count)
         count(.made)
@@ -213,27 +210,26 @@ package final class SocketLayer {
 
     /// The socket with this handle, if it still is.
     package func find(_ handle: SocketHandle) -> Socket? {
-        guard handle.index < slots.count, let socket = slots[handle.index], socket.handle == handle else { return nil }
+        guard handle.index < slots.count, let socket = slots[handle.index]?.takeUnretainedValue(), socket.handle == handle
+        else { return nil }
         return socket
     }
 
     /// The same, without a count.
     func borrow(_ handle: SocketHandle) -> Borrowed<Socket>? {
-        guard handle.index < borrowedSlots.count, let socket = borrowedSlots[handle.index],
-            socket({ $0.handle == handle && !$0.isClosed })
-        else { return nil }
-        return socket
+        guard handle.index < slots.count, let socket = slots[handle.index] else { return nil }
+        return socket._withUnsafeGuaranteedRef { $0.handle == handle && !$0.isClosed ? Borrowed($0) : nil }
     }
 
     /// All sockets, in order of their slots.
-    package var all: [Socket] { slots.compactMap { $0 } }
+    package var all: [Socket] { slots.compactMap { $0?.takeUnretainedValue() } }
 
     func forget(_ socket: Socket) {
         let index = socket.handle.index
-        guard slots[index] === socket else { return }
+        guard let held = slots[index], held.toOpaque() == Unmanaged.passUnretained(socket).toOpaque() else { return }
         slots[index] = nil
-        borrowedSlots[index] = nil
         retire(socket)
+        held.release()
         freeSlots.append(index)
         count -= 1
     }

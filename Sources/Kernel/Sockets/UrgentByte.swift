@@ -4,8 +4,8 @@ import PluginAPI
 struct UrgentByte {
     /// The byte, once it has arrived.
     var value: UInt8?
-    /// Its stream position, while the reader has not passed it.
-    var position: UInt64?
+    /// The reader has not passed it.
+    var isAhead = false
     /// Announced, and not taken with MSG_OOB.
     var isPending = false
     /// It is passed on with its place in the stream, so it is not taken out here.
@@ -15,6 +15,10 @@ struct UrgentByte {
 extension Socket {
     private var isUrgentInline: Bool { raw.pointee.options & ALPS_SO_OOBINLINE != 0 }
 
+    /// Its stream position, while the reader has not passed it.
+    @inline(__always)
+    private var urgentPosition: UInt64? { urgent.isAhead ? raw.pointee.oob_mark &- 1 : nil }
+
     /// The byte in front of `mark` is urgent; `byte` is its value, -1 if it has not arrived.
     func announceUrgent(mark: UInt64, byte: Int32) {
         raw.pointee.state |= ALPS_SS_OOB
@@ -22,7 +26,7 @@ extension Socket {
         urgent.isPending = true
         urgent.value = byte >= 0 ? UInt8(truncatingIfNeeded: byte) : nil
         // An earlier one that has not been passed becomes ordinary data, as RFC 6093, section 3.1, observes.
-        urgent.position = mark &- 1 >= raw.pointee.rcv.head ? mark &- 1 : nil
+        urgent.isAhead = mark &- 1 >= raw.pointee.rcv.head
         skipUrgentByte()
         markDirty()
     }
@@ -30,17 +34,17 @@ extension Socket {
     /// Steps over an urgent byte that stands next in the stream and is kept aside.
     @inline(__always)
     func skipUrgentByte() {
-        if let position = urgent.position { passUrgentByte(position) }
+        if let position = urgentPosition { passUrgentByte(position) }
     }
 
     @inline(never)
     private func passUrgentByte(_ position: UInt64) {
         let head = raw.pointee.rcv.head
         if head > position {
-            urgent.position = nil
+            urgent.isAhead = false
         } else if head == position, raw.pointee.rcv.tail > position, !isUrgentInline, !urgent.isMirrored {
             readUrgentValue(position)
-            urgent.position = nil
+            urgent.isAhead = false
             raw.pointee.rcv.head &+= 1
         }
     }
@@ -53,7 +57,7 @@ extension Socket {
     /// In-order bytes that one read may return: none crosses the mark, inline or not.
     @inline(__always)
     func bytesBeforeMark(_ available: Int) -> Int {
-        guard let position = urgent.position else { return available }
+        guard let position = urgentPosition else { return available }
         let before = Int(position &- raw.pointee.rcv.head)
         return before > 0 ? min(available, before) : available
     }
@@ -64,7 +68,7 @@ extension Socket {
     /// The urgent byte, if it is next in the stream and has to be passed on as such.
     package var mirroredByte: UInt8? {
         guard urgent.isMirrored, let base = raw.pointee.rcv.base, raw.pointee.rcv.tail > raw.pointee.rcv.head else { return nil }
-        guard let position = urgent.position, position == raw.pointee.rcv.head else { return nil }
+        guard let position = urgentPosition, position == raw.pointee.rcv.head else { return nil }
         return base[Int(position & UInt64(raw.pointee.rcv.capacity - 1))]
     }
 
@@ -72,13 +76,13 @@ extension Socket {
     package func passMirroredByte() {
         urgent.isPending = false
         urgent.value = nil
-        urgent.position = nil
+        urgent.isAhead = false
         receiveConsume(1)
     }
 
     /// An urgent byte that was taken out of the stream, with nothing after it taken yet, and not asked for: taken once.
     package func takeStrayUrgent() -> UInt8? {
-        guard urgent.isPending, urgent.position == nil, !isUrgentInline, let value = urgent.value,
+        guard urgent.isPending, !urgent.isAhead, !isUrgentInline, let value = urgent.value,
             raw.pointee.rcv.head == raw.pointee.oob_mark
         else { return nil }
         urgent.isPending = false
@@ -90,11 +94,11 @@ extension Socket {
     /// pair).
     package func isAtMark(unread: Int = 0) -> Bool {
         guard raw.pointee.state & ALPS_SS_OOB != 0 else { return false }
-        let urgentPosition = raw.pointee.oob_mark &- 1
+        let position = raw.pointee.oob_mark &- 1
         let reader = raw.pointee.rcv.head &- UInt64(unread)
         // Behind a byte that was left out the reader stands one position further.
-        let isSkipped = !isUrgentInline && urgent.position == nil && raw.pointee.rcv.head > urgentPosition
-        return reader == (isSkipped ? urgentPosition &+ 1 : urgentPosition)
+        let isSkipped = !isUrgentInline && !urgent.isAhead && raw.pointee.rcv.head > position
+        return reader == (isSkipped ? position &+ 1 : position)
     }
 
     package var isAtMark: Bool { isAtMark(unread: 0) }
@@ -102,7 +106,7 @@ extension Socket {
     /// MSG_OOB: the urgent byte, or EINVAL (none, or inline), EAGAIN (announced, not here).
     package func takeUrgent(peek: Bool) -> (error: Int32, byte: UInt8) {
         guard !isUrgentInline, urgent.isPending else { return (ALPS_EINVAL, 0) }
-        if let position = urgent.position, raw.pointee.rcv.tail > position { readUrgentValue(position) }
+        if let position = urgentPosition, raw.pointee.rcv.tail > position { readUrgentValue(position) }
         guard let value = urgent.value else { return (cannotReceiveMore ? ALPS_EINVAL : ALPS_EAGAIN, 0) }
         if !peek {
             urgent.isPending = false

@@ -157,6 +157,44 @@ import Testing
         closeAll(host, client, a, b)
     }
 
+    /// A read of the pair begins with a byte that the host has already, and that is not always the last one of its stream: an
+    /// urgent byte comes another way. Here it still waits for the peer's window when more is read behind it.
+    @Test func whatIsReadBehindAnUrgentByteLeavesItAlone() throws {
+        let host = try LiveHost()
+        let client = try TestClient(host)
+        try host.kernel.tunables.set("net.inet.tcp.delacktime", "1ms")
+        let (a, b) = try client.connection()
+        for (name, value) in [(SO_OOBINLINE, 1), (SO_RCVBUF, 65536)] as [(Int32, Int32)] {
+            let request = alps_sockopt_request(level: SOL_SOCKET, name: name, length: 4, reserved: 0)
+            let answer = try client.ask(
+                ALPS_OP_SETSOCKOPT, TestClient.bytes(request) + TestClient.bytes(value), socket: b.handle)
+            #expect(answer.frame.error == 0)
+        }
+        let sender = try #require(host.kernel.sockets.find(SocketHandle(rawValue: a.handle)))
+        var expected: [UInt8] = []
+        // The peer does not read: at last what is written stays here.
+        while sender.sendQueued < 50_000, expected.count < 8_000_000 {
+            let piece = pattern(expected.count..<(expected.count + 10_000))
+            #expect(write(host, a.fd, piece[...]) == piece.count)
+            expected += piece
+            host.settle(5)
+        }
+        let urgent = ~expected[expected.count - 1]
+        #expect(try client.ask(ALPS_OP_SEND_OOB, [urgent], socket: a.handle).frame.error == 0)
+        let rest = pattern(0..<100)
+        #expect(write(host, a.fd, rest[...]) == rest.count)
+        host.settle(5)
+        expected += [urgent] + rest
+        #expect(sender.sendQueued > 50_000)
+        var got: [UInt8] = []
+        while got.count < expected.count {
+            guard case .success(let bytes) = client.read(b), !bytes.isEmpty else { break }
+            got += bytes
+        }
+        #expect(got == expected)
+        closeAll(host, client, a, b)
+    }
+
     /// Most connections of a busy server are idle, and what each takes counts a hundred thousand times. What few of them need
     /// belongs into objects that are made on demand.
     @Test func anIdleConnectionTakesLittleMemory() throws {

@@ -12,10 +12,34 @@ func tcpInput(_ context: UnsafeMutableRawPointer, _ list: Mbuf) {
     }
     let generation = instance.pointee.tableGeneration
     var next: Mbuf? = list
+    prefetchConnection(of: list)
     while let packet = next {
         next = packet.pointee.nextpkt
         packet.pointee.nextpkt = nil
+        if let next { prefetchConnection(of: next) }
         instance.input(packet, network, isLookupStale: instance.pointee.tableGeneration != generation)
+    }
+}
+
+/// With many connections, hardly anything of the one that a packet belongs to is in the cache: all of it is fetched at once
+/// rather than line by line as it is needed.
+@inline(__always)
+private func prefetchConnection(of packet: Mbuf) {
+    guard let conn = packet.pointee.pkt.conn, let cookie = conn.pointee.cookie, conn.pointee.kind == UInt8(ALPS_CONN_FULL) else {
+        return
+    }
+    var offset = 128
+    while offset < MemoryLayout<Connection>.size {
+        alps_prefetch(cookie + offset)
+        offset += 64
+    }
+    if let socket = conn.pointee.socket {
+        let start = UnsafeRawPointer(socket)
+        alps_prefetch(start)
+        alps_prefetch(start + 64)
+        alps_prefetch(start + 128)
+        alps_prefetch(start + 192)
+        alps_prefetch(start + 256)
     }
 }
 

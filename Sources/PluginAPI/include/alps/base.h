@@ -43,6 +43,9 @@ typedef struct alps_cell {
 } alps_cell;
 ALPS_LAYOUT_SIZE(alps_cell, 24);
 
+/// Has the cache line at `address` fetched while other work goes on; harmless for any address. Swift has no word for it.
+static inline void alps_prefetch(const void *_Nullable address) { __builtin_prefetch(address, 1); }
+
 /// A function pointer of any type; cast to the type its signature names before calling.
 typedef void (*alps_function)(void);
 

@@ -254,14 +254,14 @@ func stackSocketUnverified(_ descriptor: Int32) -> EntryPointer? {
     }
 }
 
-/// Looks whether an inherited or received descriptor is a socket of the stack: the host's end bears a name.
+/// Looks whether an inherited or received descriptor is a socket of the stack: such a one bears a mark.
 /// In-band for good (client.h, 5): what had been read or written here without this look, as numbers 0 to 2 are.
 @inline(never)
 func probe(_ descriptor: Int32) -> EntryPointer? {
     guard activation.active, !activation.confined else { return nil }
     let error = alps_errno()
     defer { alps_set_errno(error) }
-    let handle = peerHandle(descriptor)
+    let handle = markedHandle(descriptor)
     guard handle != 0 else {
         if alps_errno() != EBADF { markNative(descriptor) }
         return nil
@@ -288,37 +288,18 @@ func refresh(_ descriptor: Int32) -> EntryPointer? {
     return probe(descriptor)
 }
 
-/// The handle in the name "\0alps/STACK/XX/HANDLE" of the other end, 0 if there is none.
-private func peerHandle(_ descriptor: Int32) -> UInt64 {
-    var name = sockaddr_un()
-    var length = socklen_t(MemoryLayout<sockaddr_un>.size)
-    guard alps_sys_getpeername(descriptor, &name, &length) == 0, name.sun_family == sa_family_t(AF_UNIX) else {
-        return 0
-    }
+/// The handle in the mark of a socket of the stack (client.h, 3), 0 if there is none.
+private func markedHandle(_ descriptor: Int32) -> UInt64 {
+    let maximumPacingRate: Int32 = 47
+    let domain: Int32 = 39
+    var mark: UInt64 = 0
+    var length = socklen_t(8)
+    guard alps_sys_getsockopt(descriptor, SOL_SOCKET, maximumPacingRate, &mark, &length) == 0 else { return 0 }
     alps_set_errno(0)
-    let start = 2  // sun_path
-    guard Int(length) >= start + 1 + 5 + 1 + 16, Int(length) <= MemoryLayout<sockaddr_un>.size else { return 0 }
-    return withUnsafeBytes(of: &name) { bytes in
-        guard bytes[start] == 0, bytes[start + 1] == 0x61, bytes[start + 2] == 0x6c, bytes[start + 3] == 0x70,
-            bytes[start + 4] == 0x73, bytes[start + 5] == 0x2f
-        else { return 0 }
-        var end = Int(length)
-        while end > start + 1, bytes[end - 1] == 0 { end -= 1 }
-        guard end - 17 > start, bytes[end - 17] == 0x2f else { return 0 }
-        var value: UInt64 = 0
-        for position in (end - 16)..<end {
-            guard let digit = hexadecimalDigit(bytes[position]) else { return 0 }
-            value = value << 4 | UInt64(digit)
-        }
-        return value
-    }
-}
-
-private func hexadecimalDigit(_ byte: UInt8) -> UInt8? {
-    switch byte {
-    case 0x30...0x39: byte - 0x30
-    case 0x61...0x66: byte - 0x61 + 10
-    case 0x41...0x46: byte - 0x41 + 10
-    default: nil
-    }
+    let handle = mark ^ ALPS_MARK
+    guard length == 8, handle >> 56 == 1 else { return 0 }
+    var family: Int32 = 0
+    length = 4
+    guard alps_sys_getsockopt(descriptor, SOL_SOCKET, domain, &family, &length) == 0, family == AF_UNIX else { return 0 }
+    return handle
 }

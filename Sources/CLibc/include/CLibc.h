@@ -101,9 +101,6 @@ static inline int alps_sys_socketpair(int domain, int type, int protocol, int *p
 static inline int alps_sys_connect(int fd, const void *address, unsigned length) {
     return (int)syscall(SYS_connect, fd, address, length);
 }
-static inline int alps_sys_getpeername(int fd, void *address, unsigned *length) {
-    return (int)syscall(SYS_getpeername, fd, address, length);
-}
 static inline int alps_sys_getsockopt(int fd, int level, int name, void *value, unsigned *length) {
     return (int)syscall(SYS_getsockopt, fd, level, name, value, length);
 }

@@ -54,6 +54,7 @@ static const int alps_F_SEAL_SHRINK = 2;
 static const int alps_F_SEAL_GROW = 4;
 static const int alps_SCM_CREDENTIALS = 2;
 static const int alps_SO_COOKIE = 57;
+static const int alps_SO_MAX_PACING_RATE = 47;
 static const short alps_POSIX_SPAWN_SETSID = 0x80;
 static const int alps_EPOLLRDHUP = 0x2000;
 static const int alps_POLLRDHUP = 0x2000;

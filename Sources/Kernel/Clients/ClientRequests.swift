@@ -99,7 +99,7 @@ enum ClientRequests {
     private static func openPair(_ socket: Socket) throws -> Int32 {
         let pair = try SocketPair(
             type: Int32(socket.isStream ? SOCK_STREAM.rawValue : SOCK_SEQPACKET.rawValue), handle: socket.handle,
-            stack: socket.kernel.name, seeded: socket.isStream)
+            seeded: socket.isStream)
         socket.inode = pair.inode
         do {
             socket.channel = socket.isStream

@@ -64,7 +64,7 @@ final class InBandListenerChannel: Channel {
         while let child = socket.acceptNext() {
             do {
                 let pair = try SocketPair(
-                    type: Int32(SOCK_STREAM.rawValue), handle: child.handle, stack: kernel.name, seeded: true)
+                    type: Int32(SOCK_STREAM.rawValue), handle: child.handle, seeded: true)
                 do {
                     child.channel = try StreamChannel(child, descriptor: pair.host, cookie: pair.cookie, isAccepted: true)
                 } catch {

@@ -12,7 +12,7 @@ enum MessageRequests {
             guard let server = kernel.server else { throw KernelError(ENETDOWN, "clients need a live host") }
             let handle = server.newMessageHandle()
             let pair = try SocketPair(
-                type: Int32(SOCK_SEQPACKET.rawValue), handle: handle, stack: kernel.name, seeded: false)
+                type: Int32(SOCK_SEQPACKET.rawValue), handle: handle, seeded: false)
             var made: MessageChannel?
             do {
                 let channel =

@@ -13,9 +13,10 @@
 /// 2. Requests are a frame header and `length` bytes of payload. Replies carry the request id; any request may complete
 ///    later than the next. Request ids are chosen by the client, never reused in a session.
 /// 3. Sockets. AF_INET, AF_NETLINK and AF_PACKET sockets are one end of a socketpair made by the host and passed with SCM_RIGHTS
-///    beside the reply: SOCK_STREAM for streams and listeners, SOCK_SEQPACKET for all others. The host's end is bound to the
-///    abstract name "alps/STACK/XX/HANDLE" (HANDLE: 16 hex digits), so getpeername() tells any holder what it has. XX means
-///    nothing: the kernel finds names by a checksum, and those of handles that count up would crowd in few of its chains.
+///    beside the reply: SOCK_STREAM for streams and listeners, SOCK_SEQPACKET for all others. The client's end
+///    has SO_MAX_PACING_RATE set (8 bytes), which is without effect on such a socket, to ALPS_MARK ^ handle: that tells any
+///    holder what it has. Whoever changes it hurts himself only, as the host looks at SO_COOKIE. (It is no name, since the
+///    kernel compares a new name with one in 256 of all there are: with 10,000 sockets that took 9 us.)
 ///    The end of file on the host's side means that the last reference is gone.
 ///    The client's end of a stream has SO_SNDBUF 212992 or more set (425984 in force) before it is passed: the byte that
 ///    the host leaves unread keeps a whole buffer of the kernel, up to 70 kB when written by sendfile, and the end is
@@ -37,7 +38,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define ALPS_CLIENT_VERSION 1u
+#define ALPS_CLIENT_VERSION 2u
 #define ALPS_FRAME_MAGIC 0x46504c41u  ///< "ALPF"
 #define ALPS_FRAME_MAX_PAYLOAD 65536u ///< from a client; replies may be up to 16 MiB (ALPS_OP_QUERY)
 
@@ -49,7 +50,7 @@
 #define ALPS_ENV_UDP "ALPS_UDP"          ///< the same for UDP
 #define ALPS_ENV_RING_AFTER "ALPS_RING_AFTER"  ///< bytes until a stream gets a ring (stream-ring.h), decimal
 #define ALPS_DOORWAY_BYTE 0x44u  ///< 'D'
-#define ALPS_PEER_NAME_PREFIX "alps/"    ///< abstract name prefix of host ends
+#define ALPS_MARK 0xa000000000000000ull  ///< a handle's first byte is 1, so a mark begins with a1, which no rate of bytes a second does
 
 // frame kinds
 #define ALPS_FRAME_REQUEST 1u
@@ -71,7 +72,7 @@
 #define ALPS_OP_GETPEERNAME 10u ///< - -> alps_client_sockaddr
 #define ALPS_OP_IOCTL 11u       ///< alps_ioctl_request, data -> data. Linux SIOC* numbers and structures; SIOCADDRT and
                                 ///< SIOCDELRT: struct rtentry with rt_dev 0, then the device's name in 16 bytes ("" = none)
-#define ALPS_OP_ATTACH 12u      ///< - (frame.socket = handle from the peer's name) -> alps_socket_info. The client's end comes
+#define ALPS_OP_ATTACH 12u      ///< - (frame.socket = handle from the mark) -> alps_socket_info. The client's end comes
                                 ///< as SCM_RIGHTS beside the frame: the proof (by SO_COOKIE) that a process of another user,
                                 ///< which gave up its privileges, holds the socket. The host closes it at once
 #define ALPS_OP_FORGET 13u      ///< - -> -: a dead socket (host end closed) will not be asked about any more

@@ -168,7 +168,9 @@ public func shimPreadv2(
     }
     guard offset == -1, case .memory = way(descriptor) else {
         let got = real.preadv2.unsafelyUnwrapped(descriptor, vector, count, offset, flags)
-        return got < 0 && offset == -1 && kind(of: descriptor) == .stream ? finishRead(descriptor, got) : got
+        guard offset == -1, kind(of: descriptor) == .stream else { return got }
+        noteRead(descriptor, got)
+        return got > 0 ? got : finishRead(descriptor, got)
     }
     guard count >= 0, count <= 1024 else { return fail(EINVAL) }
     var message = msghdr()

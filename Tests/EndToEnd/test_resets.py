@@ -41,3 +41,26 @@ def test_writes_fail_after_a_reset(stack, kind, size):
     assert "ECONNRESET" in expected
     assert stack.run(*argv).stdout == expected
     stack.assert_nothing_left()
+
+
+WAITING = """
+import errno, os, socket, struct, threading, time
+listener = socket.create_server(("127.0.0.1", 0))
+here = socket.create_connection(listener.getsockname())
+there = listener.accept()[0]
+there.send(b"x" * 50)
+def reset():
+    time.sleep(.3)
+    there.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    there.close()
+threading.Thread(target=reset).start()
+print(len(here.recv(100, socket.MSG_WAITALL)))
+try: print(os.preadv(here.fileno(), [bytearray(10)], -1))
+except OSError as error: print(errno.errorcode[error.errno])
+"""
+
+
+def test_a_read_that_was_cut_short_by_a_reset_leaves_it_to_the_next(stack):
+    argv = ("/usr/bin/python3", "-c", WAITING)
+    assert stack.outside(*argv).stdout == "50\nECONNRESET\n"
+    assert stack.run(*argv).stdout == "50\nECONNRESET\n"

@@ -243,9 +243,9 @@ extension StreamChannel {
 
     /// Keeps the next byte of a ring that is not empty in the pair. False if a client holds the lock.
     private func showReadable(_ socket: Socket, _ ring: RingWords) {
+        let isAtEnd = socket.cannotReceiveMore || socket.isDisconnected
         let isUnusual =
-            hasUrgent(socket) || socket.isDisconnected || applicationReadsNoMore
-            || socket.cannotReceiveMore && socket.receiveAvailable <= Self.restForPair
+            hasUrgent(socket) || applicationReadsNoMore || isAtEnd && socket.receiveAvailable <= Self.restForPair
         needsReadLock = false
         guard isUnusual || lacksByteInPair(socket, ring) else { return }
         guard ring.tryLockReading() else {

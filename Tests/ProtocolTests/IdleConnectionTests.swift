@@ -104,7 +104,7 @@ import Testing
             #expect(kernel.connections.count >= count)
             #expect(kernel.mbufs.isIdle)
             let tcp = try #require(kernel.plugins.instance("tcp"))
-            #expect(tcp.zone.bytesInUse / count <= 2048, "\(tcp.zone.bytesInUse / count) bytes of TCP each")
+            #expect(tcp.zone.bytesInUse / count <= 1024, "\(tcp.zone.bytesInUse / count) bytes of TCP each")
         }
         #expect(clients.allSatisfy { holdsRings($0) == (false, false) })
         #expect(servers.allSatisfy { holdsRings($0) == (false, false) })

@@ -117,8 +117,9 @@ extension StreamChannel {
 
     private func hasUrgent(_ socket: Socket) -> Bool { socket.urgent.isAhead || socket.urgent.isPending }
 
-    /// What the pair takes at once: with no more left a read brings as much as before when the ring is closed.
-    private static let restForPair = 65536
+    /// What the pair takes at once: with no more left a read brings as much as before when the ring is closed, and the end of
+    /// the connection or a reset shows at once.
+    private static let restForPair = 131_072
 
     /// The pair has been closed: whoever uses the ring finds out.
     func endRing() {

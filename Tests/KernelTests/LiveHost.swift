@@ -174,7 +174,7 @@ final class TestClient {
         let payload = Array(input[MemoryLayout<alps_frame>.size..<size])
         input.removeFirst(size)
         let op = UInt32(frame.op)
-        let carries = (op == ALPS_OP_SOCKET || op == ALPS_OP_RING) && frame.error == 0
+        let carries = [ALPS_OP_SOCKET, ALPS_OP_RING, ALPS_OP_STREAM_RING].contains(op) && frame.error == 0
         return Answer(frame: frame, payload: payload, descriptor: carries && !passed.isEmpty ? passed.removeFirst() : -1)
     }
 

@@ -244,18 +244,15 @@ extension StreamChannel {
 
     /// Keeps the next byte of a ring that is not empty in the pair. False if a client holds the lock.
     private func showReadable(_ socket: Socket, _ ring: RingWords) {
-        let isAtEnd = socket.cannotReceiveMore || socket.isDisconnected
-        let isUnusual =
-            hasUrgent(socket) || applicationReadsNoMore || isAtEnd && socket.receiveAvailable <= Self.restForPair
         needsReadLock = false
-        guard isUnusual || lacksByteInPair(socket, ring) else { return }
+        guard isUnusual(socket) || lacksByteInPair(socket, ring) else { return }
         guard ring.tryLockReading() else {
             needsReadLock = true
             watchRing()
             return
         }
         noteRead(socket, ring)
-        if isUnusual {
+        if isUnusual(socket) {
             closeRing(socket, ALPS_RING_RECEIVE)
         } else if lacksByteInPair(socket, ring), isOpen {
             let (first, _) = socket.receivePieces()
@@ -269,6 +266,12 @@ extension StreamChannel {
             }
         }
         ring.unlockReading()
+    }
+
+    /// Only the pair can show what happens.
+    private func isUnusual(_ socket: Socket) -> Bool {
+        let isAtEnd = socket.cannotReceiveMore || socket.isDisconnected
+        return hasUrgent(socket) || applicationReadsNoMore || isAtEnd && socket.receiveAvailable <= Self.restForPair
     }
 
     private func lacksByteInPair(_ socket: Socket, _ ring: RingWords) -> Bool {

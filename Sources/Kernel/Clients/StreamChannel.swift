@@ -80,7 +80,8 @@ final class StreamChannel: Channel {
 
     override func drain() {
         borrowed { socket in
-            if let words { noteRead(socket, words) }
+            // Nobody else will see that something was read: after a reset it may have been the last of it.
+            if let words, noteRead(socket, words) { socket.markDirty() }
             takeWritten(socket)
         }
     }

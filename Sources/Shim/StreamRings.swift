@@ -28,6 +28,8 @@ struct RingTable {
     var rings: RingPointer? = nil
     /// Rings that are mapped.
     var count = 0
+    /// The child of a fork with rings: before it touches one it opens a session, so that the host gets to know of its end.
+    var lacksSession = false
 }
 
 nonisolated(unsafe) var ringTable = RingTable()
@@ -356,6 +358,7 @@ private func unmapIfUnused(_ ring: RingPointer) {
 func forgetRingUsers() {
     ringOpenings = 0
     guard ringTable.count > 0, let rings = ringTable.rings else { return }
+    ringTable.lacksSession = true
     for index in 0..<mostStreamRings where rings[index].handle != 0 { rings[index].users = 0 }
 }
 
@@ -375,6 +378,10 @@ func beginUse(_ found: EntryPointer) -> RingPointer? {
     defer { alps_shim_unlock() }
     let index = Int(found.pointee.ring)
     guard index != 0, let rings = ringTable.rings, rings[index - 1].handle == found.pointee.handle else { return nil }
+    if ringTable.lacksSession, alps_shim_borrows_memory() == 0 {
+        ringTable.lacksSession = false
+        _ = ensureSession()
+    }
     rings[index - 1].users += 1
     return rings + (index - 1)
 }

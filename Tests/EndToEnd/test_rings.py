@@ -241,6 +241,11 @@ def test_one_of_two_processes_with_a_ring_is_killed_and_the_other_goes_on(stack,
     assert_unharmed(stack)
 
 
+def test_the_death_of_a_child_that_never_needed_the_host_is_noticed(stack, programs):
+    assert stack.run(programs("ring_faults"), "stolen", timeout=30).stdout == "done\n"
+    assert_unharmed(stack)
+
+
 @pytest.mark.parametrize("way", ["read", "write", "poll", "unread"])
 def test_the_death_of_the_host_is_a_reset(stack, programs, way):
     """Whatever the program waits for, with rings on both ends."""

@@ -1,5 +1,5 @@
 /* Bulk streams whose ends are killed, whose host is killed, whose memory is scribbled over, and which get no memory.
-   ring_faults serve PORT [anything] | client PORT | siblings PORT SEED ROUNDS | hostile PORT SEED | waiting WAY | limits TEST */
+   ring_faults serve PORT [anything] | client PORT | siblings PORT SEED ROUNDS | hostile PORT SEED | waiting WAY | stolen | limits TEST */
 #include "ring_peer.h"
 
 #define HOSTILE_MAGIC 0x52504c41u
@@ -193,6 +193,8 @@ static int siblings(int port, uint64_t seed, int rounds) {
 static volatile unsigned char *pages[64];
 static size_t page_bytes[64];
 
+static const size_t offsetof_read_lock = 128;
+
 static int find_rings(void) {
     FILE *maps = fopen("/proc/self/maps", "r");
     char line[512], rights[8];
@@ -283,6 +285,45 @@ static int waiting(const char *way) {
     return 0;
 }
 
+/* A child that has used the ring only to read from it, and was never worth a bell to the host, dies in the middle of a read
+   while its parent waits for the very byte that it has taken. */
+static void thief(pid_t parent, int told) {
+    char byte = 0;
+    in = receive_sequence("thief", near, BACK + in, 100, 100) - BACK;
+    MUST(write(told, &byte, 1));
+    usleep(200000);
+    kill(parent, SIGSTOP);
+    ask('s', 1000, 1000);
+    answer();
+    eventually(near, FIONREAD, 1000);
+    if (find_rings() != 1) say("rings");
+    *(volatile uint32_t *)(pages[0] + offsetof_read_lock) = (uint32_t)syscall(SYS_gettid);
+    if (syscall(SYS_recvfrom, near, &byte, 1, MSG_DONTWAIT, NULL, NULL) != 1) say("no byte in the pair");
+    kill(parent, SIGCONT);
+    raise(SIGKILL);
+}
+
+static int stolen(void) {
+    int told[2];
+    char byte;
+    meet();
+    bulk(near);
+    ask('s', 100, 100);
+    answer();
+    MUST(pipe(told));
+    pid_t parent = getpid(), child = fork();
+    if (child == 0) thief(parent, told[1]);
+    MUST(read(told[0], &byte, 1));
+    // What the child has read, and the byte that has gone with it.
+    in += 101;
+    in = receive_sequence("here", near, BACK + in, 999, 1000) - BACK;
+    child_status(child);
+    close(near);
+    part();
+    say("done");
+    return 0;
+}
+
 // MARK: limits
 
 static void no_memory(void) {
@@ -356,6 +397,7 @@ int main(int count, char **arguments) {
     make_sequence();
     make_written();
     if (strcmp(role, "waiting") == 0) return waiting(arguments[2]);
+    if (strcmp(role, "stolen") == 0) return stolen();
     int port = atoi(arguments[2]);
     if (strcmp(role, "serve") == 0) return believes = count > 3, serve(port);
     if (strcmp(role, "client") == 0) return share_counts(), reach(port), use(), 0;

@@ -10,6 +10,7 @@ package final class PluginInstance {
     /// The kernel's, for its packets.
     let ethernet: Borrowed<Ethernet>
     let protocols: Borrowed<ProtocolSwitch>
+    let connections: Borrowed<ConnectionTable>
     private let registry: Borrowed<PluginRegistry>
     package private(set) var image: PluginImage?
     /// The plugin's own name, e.g. "tcp".
@@ -46,6 +47,7 @@ package final class PluginInstance {
         self.kernel = kernel
         ethernet = Borrowed(kernel.interfaces.ethernet)
         protocols = Borrowed(kernel.protocols)
+        connections = Borrowed(kernel.connections)
         registry = Borrowed(kernel.plugins)
         self.image = image
         self.variant = variant

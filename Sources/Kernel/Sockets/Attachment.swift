@@ -7,9 +7,7 @@ extension SocketLayer {
 
     /// The network below a socket.
     func network(_ socket: Socket) -> (ops: UnsafePointer<alps_network_ops>, instance: UnsafeMutableRawPointer)? {
-        guard let cell = kernel.plugins.providedCell(String(cString: socket.entry.sw.pointee.network)),
-            let ops = cell.pointee.ops, let instance = cell.pointee.`self`
-        else { return nil }
+        guard let cell = socket.network, let ops = cell.pointee.ops, let instance = cell.pointee.`self` else { return nil }
         return (ops.assumingMemoryBound(to: alps_network_ops.self), instance)
     }
 
@@ -53,7 +51,7 @@ extension SocketLayer {
     func detached(_ socket: Socket) {
         guard socket.isAttached else { return }
         markDetached(socket)
-        if let head = socket.head { socket.leaveListenQueue(of: head) }
+        socket.head?({ socket.leaveListenQueue(of: $0) })
         if !socket.isClosed {
             socket.raw.pointee.state &= ~(ALPS_SS_CONNECTING | ALPS_SS_CONNECTED | ALPS_SS_DISCONNECTING)
             socket.raw.pointee.state |= ALPS_SS_DISCONNECTED | ALPS_SS_CANTRCVMORE | ALPS_SS_CANTSENDMORE
@@ -108,7 +106,7 @@ extension SocketLayer {
                 socket.markDirty()
             }
         }
-        for socket in all { socket.listening?.formerInstances.removeAll { $0.state == .dead } }
+        for socket in all { socket.listening?({ $0.formerInstances.removeAll { $0.state == .dead } }) }
     }
 
     private func isMovable(_ socket: Socket) -> Bool {
@@ -129,7 +127,7 @@ extension SocketLayer {
         let old = socket.entry.instance
         guard socket.request(ALPS_PRU_REHOME) == 0 else { return nil }
         markDetached(socket)
-        socket.listening?.formerInstances.append(old)
+        socket.listening?({ $0.formerInstances.append(old) })
         socket.entry = entry
         return attachAnew(socket, local: local, peer: peer, isListening: socket.isListening)
     }

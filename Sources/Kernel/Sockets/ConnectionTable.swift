@@ -453,15 +453,19 @@ package final class ConnectionTable {
 // MARK: "alps.pcb/1", `self` being the plugin instance
 
 private func pcbBind(_ context: UnsafeMutableRawPointer, _ conn: UnsafeMutablePointer<alps_conn>) -> Int32 {
-    Unmanaged<PluginInstance>.fromOpaque(context)._withUnsafeGuaranteedRef { $0.kernel.connections.bind(conn, $0) }
+    Unmanaged<PluginInstance>.fromOpaque(context)._withUnsafeGuaranteedRef { instance in
+        instance.connections { $0.bind(conn, instance) }
+    }
 }
 
 private func pcbInsert(_ context: UnsafeMutableRawPointer, _ conn: UnsafeMutablePointer<alps_conn>) -> Int32 {
-    Unmanaged<PluginInstance>.fromOpaque(context)._withUnsafeGuaranteedRef { $0.kernel.connections.insert(conn, $0) }
+    Unmanaged<PluginInstance>.fromOpaque(context)._withUnsafeGuaranteedRef { instance in
+        instance.connections { $0.insert(conn, instance) }
+    }
 }
 
 private func pcbRemove(_ context: UnsafeMutableRawPointer, _ conn: UnsafeMutablePointer<alps_conn>) {
-    Unmanaged<PluginInstance>.fromOpaque(context)._withUnsafeGuaranteedRef { $0.kernel.connections.remove(conn) }
+    Unmanaged<PluginInstance>.fromOpaque(context)._withUnsafeGuaranteedRef { $0.connections { $0.remove(conn) } }
 }
 
 private func pcbLookup(
@@ -469,8 +473,7 @@ private func pcbLookup(
     _ localPort: UInt16, _ remote: UnsafePointer<alps_addr>, _ remotePort: UInt16, _ ifindex: UInt32
 ) -> UnsafeMutablePointer<alps_conn>? {
     Unmanaged<PluginInstance>.fromOpaque(context)._withUnsafeGuaranteedRef {
-        $0.kernel.connections.lookup(
-            family, protocolNumber, local.pointee, localPort, remote.pointee, remotePort, ifindex)
+        $0.connections { $0.lookup(family, protocolNumber, local.pointee, localPort, remote.pointee, remotePort, ifindex) }
     }
 }
 
@@ -481,7 +484,9 @@ private func pcbMatchAll(
     _ each: @convention(c) (UnsafeMutableRawPointer?, UnsafeMutablePointer<alps_conn>) -> Void
 ) {
     Unmanaged<PluginInstance>.fromOpaque(context)._withUnsafeGuaranteedRef {
-        $0.kernel.connections.matchAll(
-            family, protocolNumber, local.pointee, localPort, remote.pointee, remotePort, ifindex, eachContext, each)
+        $0.connections {
+            $0.matchAll(
+                family, protocolNumber, local.pointee, localPort, remote.pointee, remotePort, ifindex, eachContext, each)
+        }
     }
 }

@@ -71,7 +71,7 @@ extension Socket {
             raw.pointee.backlog = before
             return status
         }
-        if listening == nil { listening = ListenState(self) }
+        if listening == nil { setListening(ListenState(self)) }
         raw.pointee.options |= ALPS_SO_ACCEPTCONN
         raw.pointee.state &= ~ALPS_SS_CANTRCVMORE
         makeUncommon().boundAddress = localAddress
@@ -80,8 +80,8 @@ extension Socket {
 
     /// The oldest connection that is ready, nil if there is none. The caller becomes its application.
     package func acceptNext() -> Socket? {
-        guard let listening, let child = listening.queue.removeFirst() else { return nil }
-        raw.pointee.queue_length = UInt32(listening.queue.count)
+        guard let listening, let child = listening({ $0.queue.removeFirst() }) else { return nil }
+        raw.pointee.queue_length = UInt32(listening { $0.queue.count })
         child.leaveHead()
         return child
     }
@@ -94,18 +94,18 @@ extension Socket {
             let entry = entry.instance === maker ? entry : kernel.protocols.counterpart(of: entry, in: maker)
         else { return nil }
         // One more than the backlog, as BSD and Linux have it.
-        guard listening.queue.count + listening.queue.handshakes <= Int(raw.pointee.backlog) else {
+        guard listening({ $0.queue.count + $0.queue.handshakes }) <= Int(raw.pointee.backlog) else {
             layer.count(.listenOverflows)
             return nil
         }
-        guard let child = try? layer.make(entry, Int32(raw.pointee.protocol), listening.childOwner, arena) else { return nil }
+        guard let child = try? layer.make(entry, Int32(raw.pointee.protocol), listening({ $0.childOwner }), arena) else { return nil }
         guard layer.attachNetwork(child) == 0 else {
             layer.abandon(child)
             return nil
         }
         child.inherit(self)
         child.raw.pointee.listener = raw
-        listening.queue.handshakes += 1
+        listening { $0.queue.handshakes += 1 }
         layer.markAttached(child)
         return child
     }
@@ -131,21 +131,23 @@ extension Socket {
     func joinListenQueue(of head: Socket) {
         connectStage = .connected
         guard raw.pointee.state & ALPS_SS_CONNECTED == 0, let listening = head.listening else { return }
-        listening.queue.handshakes -= 1
-        listening.queue.append(self)
-        head.raw.pointee.queue_length = UInt32(listening.queue.count)
+        listening {
+            $0.queue.handshakes -= 1
+            $0.queue.append(self)
+            head.raw.pointee.queue_length = UInt32($0.queue.count)
+        }
         head.markDirty()
     }
 
     /// A child whose transport has let go before anybody accepted it: nobody else holds it.
     func leaveListenQueue(of head: Socket) {
-        if let listening = head.listening {
-            if listening.queue.remove(self) {
-                head.raw.pointee.queue_length = UInt32(listening.queue.count)
+        head.listening?({
+            if $0.queue.remove(self) {
+                head.raw.pointee.queue_length = UInt32($0.queue.count)
             } else {
-                listening.queue.handshakes -= 1
+                $0.queue.handshakes -= 1
             }
-        }
+        })
         leaveHead()
         raw.pointee.state |= ALPS_SS_CLOSED
     }
@@ -156,24 +158,24 @@ extension Socket {
     func dropListenQueue() {
         guard isListening, let listening else { return }
         raw.pointee.options &= ~ALPS_SO_ACCEPTCONN
-        for instance in listening.formerInstances where instance.state != .dead {
+        for instance in listening({ $0.formerInstances }) where instance.state != .dead {
             guard let former = kernel.protocols.counterpart(of: entry, in: instance),
                 let request = former.request(ALPS_PRU_ORPHAN)
             else { continue }
             typealias Function = @convention(c) (UnsafeMutableRawPointer, UnsafeMutablePointer<alps_socket>) -> Int32
             _ = unsafeBitCast(request.function, to: Function.self)(former.instancePointer, raw)
         }
-        while let child = listening.queue.removeFirst() {
+        while let child = listening({ $0.queue.removeFirst() }) {
             child.leaveHead()
             child.abort()
         }
         raw.pointee.queue_length = 0
-        if listening.queue.handshakes > 0 {
-            for child in kernel.sockets.all where child.head === self {
+        if listening({ $0.queue.handshakes }) > 0 {
+            for child in kernel.sockets.all where child.head?.names(self) == true {
                 child.leaveHead()
                 child.abort()
             }
         }
-        self.listening = nil
+        setListening(nil)
     }
 }

@@ -9,11 +9,16 @@ package final class ProtocolEntry {
     private let byID: [UInt32: RoutedRequest]
     // Data-path members, read once: an optional C function pointer costs a branch, a table walk would cost more.
     package let instancePointer: UnsafeMutableRawPointer
+    /// The network below; empty while nobody provides it.
+    let network: UnsafePointer<alps_cell>?
 
     init(instance: PluginInstance, sw: UnsafePointer<alps_protosw>) throws {
         self.instance = instance
         self.sw = sw
         instancePointer = instance.raw
+        // One without sockets may have left it out.
+        let hasNetwork = Int(bitPattern: sw.pointee.network) != 0
+        network = hasNetwork ? instance.kernel.plugins.providedCell(String(cString: sw.pointee.network)) : nil
         name = String(cString: sw.pointee.name)
         requests = try (0..<Int(sw.pointee.requests_count)).map { try RoutedRequest(sw.pointee.requests[$0]) }
         byID = Dictionary(requests.map { ($0.id, $0) }, uniquingKeysWith: { first, _ in first })

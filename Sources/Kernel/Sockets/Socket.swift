@@ -78,14 +78,13 @@ package final class Socket {
     // One count of each. The data path uses them without counting.
     private var heldEntry: Unmanaged<ProtocolEntry>
     private var heldChannel: Unmanaged<SocketChannel>?
+    private var heldListening: Unmanaged<ListenState>?
     /// In the list of sockets that changed in this turn.
     var nextDirty: Borrowed<Socket>?
     /// Options of the transport that have been set, for attaching anew.
     var appliedOptions = AppliedOptions()
     /// Options that only the socket layer knows, by number: stored so that getsockopt tells what setsockopt said.
     var storedOptions: [Int32: [UInt8]] = [:]
-    /// What it has as a listener, while it is one.
-    var listening: ListenState?
     /// Datagrams waiting; streams have no such queue.
     let datagrams: DatagramQueue?
     /// See `UncommonState`.
@@ -157,6 +156,7 @@ package final class Socket {
 
     deinit {
         heldChannel?.release()
+        heldListening?.release()
         heldEntry.release()
         block.deallocate()
     }
@@ -178,6 +178,15 @@ package final class Socket {
         }
     }
 
+    /// What it has as a listener, while it is one.
+    @inline(__always)
+    var listening: Borrowed<ListenState>? { heldListening?._withUnsafeGuaranteedRef { Borrowed($0) } }
+
+    func setListening(_ state: ListenState?) {
+        heldListening?.release()
+        heldListening = state.map { .passRetained($0) }
+    }
+
     @inline(__always)
     var borrowedChannel: Borrowed<SocketChannel>? { heldChannel?._withUnsafeGuaranteedRef { Borrowed($0) } }
 
@@ -196,11 +205,13 @@ package final class Socket {
     @inline(__always)
     var protosw: UnsafePointer<alps_protosw> { heldEntry._withUnsafeGuaranteedRef { $0.sw } }
 
+    var network: UnsafePointer<alps_cell>? { heldEntry._withUnsafeGuaranteedRef { $0.network } }
+
     @inline(__always)
     var instance: UnsafeMutableRawPointer { heldEntry._withUnsafeGuaranteedRef { $0.instancePointer } }
 
     /// The listener that made it, until accepted.
-    var head: Socket? { raw.pointee.listener.map { Self.from($0).takeUnretainedValue() } }
+    var head: Borrowed<Socket>? { raw.pointee.listener.map { Self.from($0)._withUnsafeGuaranteedRef { Borrowed($0) } } }
 
     /// The listener that made it, for good.
     package var madeBy: SocketHandle? { owner.listener }

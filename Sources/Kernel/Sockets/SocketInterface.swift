@@ -29,7 +29,7 @@ private func isConnecting(_: UnsafeMutableRawPointer, _ so: RawSocket) {
 
 private func isConnected(_: UnsafeMutableRawPointer, _ so: RawSocket) {
     withSocket(so) { socket in
-        if let head = socket.head { socket.joinListenQueue(of: head) }
+        socket.head?({ socket.joinListenQueue(of: $0) })
         so.pointee.state &= ~(ALPS_SS_CONNECTING | ALPS_SS_DISCONNECTING | ALPS_SS_DISCONNECTED)
         so.pointee.state |= ALPS_SS_CONNECTED
         socket.markDirty()
@@ -79,8 +79,9 @@ private func detached(_: UnsafeMutableRawPointer, _ so: RawSocket) {
 }
 
 private func newConnection(_ context: UnsafeMutableRawPointer, _ head: RawSocket) -> RawSocket? {
-    let maker = Unmanaged<PluginInstance>.fromOpaque(context).takeUnretainedValue()
-    return withSocket(head) { $0.makeChild(maker)?.raw }
+    Unmanaged<PluginInstance>.fromOpaque(context)._withUnsafeGuaranteedRef { maker in
+        withSocket(head) { $0.makeChild(maker)?.raw }
+    }
 }
 
 // MARK: Data

@@ -14,6 +14,7 @@ extension StreamChannel {
         guard directions & both != 0, directions & ~both == 0 else { return (EINVAL, information) }
         guard socket.kernel.sockets.ringSpace.value > 0, !staysInBand else { return (EOPNOTSUPP, information) }
         guard isOpen, socket.isConnected, !socket.isDisconnected else { return (EAGAIN, information) }
+        stopLooking()
         var opened: UInt32 = 0
         let mayReceive = !needsPairToReceive(socket) && !socket.urgent.isMirrored
         if directions & ALPS_RING_RECEIVE != 0, !isActive(ALPS_RING_RECEIVE), mayReceive,

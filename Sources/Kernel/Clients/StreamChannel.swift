@@ -41,6 +41,13 @@ final class StreamChannel: Channel {
     var mayHaveUnread = true
     /// It has shut down reading.
     var applicationReadsNoMore = false
+    /// Small messages are looked at only, each with one call, and read away some at a time (SO_PEEK_OFF).
+    private var looksOnly = false
+    /// Those since the last time; without looking: since the beginning.
+    private var smallMessages: UInt8 = 0
+    /// Bytes in the pair that have been taken: the carry byte, and what has been looked at before it.
+    private var lookedAt: UInt16 = 1
+    private static let smallMessage = 4096
     /// Bytes one socket may move in one turn before others get theirs.
     private static let budget = 1 << 20
 
@@ -63,7 +70,7 @@ final class StreamChannel: Channel {
         if events & (UInt32(alps_EPOLLRDHUP) | hangUp) != 0 { applicationWillWriteNoMore = true }
         if events & hangUp != 0, !applicationIsGone {
             applicationIsGone = true
-            leftUnread = isReset
+            if isReset { leftUnread = true }
         }
         if events & ~UInt32(EPOLLOUT.rawValue) != 0 { mayHaveUnread = true }
         borrowed { pump($0) }
@@ -95,6 +102,7 @@ final class StreamChannel: Channel {
     }
 
     override func buffersAreIdle(_ socket: Socket) {
+        readAway()
         if words == nil { super.buffersAreIdle(socket) } else { releasePages(socket) }
     }
 
@@ -168,11 +176,12 @@ final class StreamChannel: Channel {
     }
 
     /// All that is written has been taken from the pair.
-    var isPairTaken: Bool { plug == 0 && alps_bytes_waiting(descriptor) <= 1 }
+    var isPairTaken: Bool { plug == 0 && alps_bytes_waiting(descriptor) <= lookedAt }
 
     /// True if nothing is left.
     @discardableResult
     func takeFromPair(_ socket: Socket) -> Bool {
+        if looksOnly, takeSmall(socket) { return isOpen }
         var budget = Self.budget
         while isOpen {
             let unread = Int(alps_bytes_waiting(descriptor)) - 1
@@ -215,11 +224,68 @@ final class StreamChannel: Channel {
             // What comes meanwhile is an event of its own.
             if taken == unread {
                 mayHaveUnread = false
+                if taken <= Self.smallMessage { noteSmall() }
                 return true
             }
             budget -= taken
         }
         return false
+    }
+
+    /// With a small message in one call, where three are needed otherwise. True if nothing is left.
+    private func takeSmall(_ socket: Socket) -> Bool {
+        guard words == nil, socket.isConnected, !socket.isDisconnected, !socket.cannotSendMore, !socket.isClosed else {
+            stopLooking()
+            return false
+        }
+        let piece = socket.sendPieces()?.first
+        let room = min(piece?.count ?? 0, Self.smallMessage)
+        var passes: Int32 = 0
+        let got = room > 0 ? alps_peek(descriptor, piece?.baseAddress, room, &passes) : 0
+        if got > 0 {
+            lookedAt += UInt16(got)
+            smallMessages += 1
+            if cork != nil { lookAtCork(socket) }
+            socket.sendCommit(got)
+            // See `take`.
+            if passes != 0 { socket.abort() }
+            guard isOpen else { return true }
+            // What lies there is charged to the writer by buffer, which must not find the pair full for that.
+            if got == room || lookedAt > Self.smallMessage || smallMessages == 8 { readAway() }
+        } else if got < 0, errno == ECONNRESET {
+            // Told once, and the event that asks for it is still to come.
+            leftUnread = true
+        }
+        let isLong = got == room || got < 0 && errno != EAGAIN && errno != ECONNRESET
+        if isLong { readAway() } else { mayHaveUnread = false }
+        return !isLong
+    }
+
+    private func noteSmall() {
+        guard !looksOnly, words == nil, smallMessages < 3 else { return }
+        smallMessages += 1
+        guard smallMessages == 3 else { return }
+        looksOnly = lookFrom(1)
+        if looksOnly { smallMessages = 0 }
+    }
+
+    private func lookFrom(_ position: Int32) -> Bool {
+        var position = position
+        return setsockopt(descriptor, SOL_SOCKET, SO_PEEK_OFF, &position, 4) == 0
+    }
+
+    func stopLooking() {
+        guard looksOnly else { return }
+        readAway()
+        looksOnly = false
+        _ = lookFrom(-1)
+    }
+
+    /// Reads away what has been looked at, but for the carry byte.
+    private func readAway() {
+        guard lookedAt > 1, discard(Int(lookedAt) - 1) else { return }
+        lookedAt = 1
+        smallMessages = 0
     }
 
     /// Reads the carry byte away, then `count` new bytes into the send ring, the last of which stays in the pair. Returns
@@ -297,7 +363,7 @@ final class StreamChannel: Channel {
                     // Both directions have ended. The kernel does not tell whether the application has closed or only
                     // shut down writing; either way there is nothing left to say to it. Without the carry byte our
                     // closing is a clean end.
-                    _ = discard(1)
+                    _ = discard(Int(lookedAt))
                     kernel.server?.remember(socket)
                     closePair()
                 }

@@ -466,8 +466,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
         pointee.socket.pointee.pcb = nil
         instance.services.free(self)
         if instance.pointee.connections == nil {
-            instance.freeRanges()
-            instance.freeSenders()
+            instance.dropFreeLists()
         }
     }
 }

@@ -24,11 +24,9 @@ struct Instance {
     /// Connections that the batch under way has touched.
     var touched: ConnectionPointer?
     /// Ranges that no send map needs at present.
-    var freeRanges: RangePointer?
-    var freeRangeCount: Int
+    var freeRanges: FreeList<SentRange>
     /// Senders that nobody needs at present.
-    var freeSenders: SenderPointer?
-    var freeSenderCount: Int
+    var freeSenders: FreeList<Sender>
     /// The sender of connections that have nothing in flight; the ECN of those without Accurate ECN. Changes of them go
     /// into the ignored ones.
     var restingMemory: Sender

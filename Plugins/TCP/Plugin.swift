@@ -70,8 +70,7 @@ private func destroy(_ context: UnsafeMutableRawPointer) {
     while let connection = instance.pointee.connections { connection.discard() }
     instance.dropAllEmbryonics()
     instance.dropAllTimeWaits()
-    instance.freeRanges()
-    instance.freeSenders()
+    instance.dropFreeLists()
     instance.freeFastOpenCache()
     let services = instance.services
     services.freeArray(instance.pointee.settings, Setting.count)

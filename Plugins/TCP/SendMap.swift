@@ -24,7 +24,7 @@ struct RangeFlags: OptionSet {
 
 /// Sequence numbers that went out in one packet and share a fate: a packet of many segments as long as nothing is known
 /// of its parts, split where the receiver's reports or our repetitions cut it.
-struct SentRange {
+struct SentRange: FreeListed {
     var start: SequenceNumber
     var end: SequenceNumber
     /// When it was last sent.
@@ -314,29 +314,18 @@ extension UnsafeMutablePointer where Pointee == Instance {
     /// A range, all zero but for what the caller sets. Nil: no memory.
     @inline(__always)
     func allocateRange() -> RangePointer? {
-        if let range = pointee.freeRanges {
-            pointee.freeRanges = range.pointee.next
-            pointee.freeRangeCount -= 1
-            range.initialize(to: SentRange.empty)
-            return range
-        }
-        return services.allocate(SentRange.self)
+        guard let range = pointee.freeRanges.take(services) else { return nil }
+        range.initialize(to: SentRange.empty)
+        return range
     }
 
     @inline(__always)
-    func free(_ range: RangePointer) {
-        guard pointee.freeRangeCount < 1024 else { return services.free(range) }
-        range.pointee.next = pointee.freeRanges
-        pointee.freeRanges = range
-        pointee.freeRangeCount += 1
-    }
+    func free(_ range: RangePointer) { pointee.freeRanges.put(range, most: 1024, services) }
 
-    func freeRanges() {
-        while let range = pointee.freeRanges {
-            pointee.freeRanges = range.pointee.next
-            services.free(range)
-        }
-        pointee.freeRangeCount = 0
+    /// Lists of memory that nobody needs, given back.
+    func dropFreeLists() {
+        pointee.freeRanges.removeAll(services)
+        pointee.freeSenders.removeAll(services)
     }
 }
 

@@ -8,7 +8,7 @@ typealias SenderPointer = UnsafeMutablePointer<Sender>
 /// the future needs.
 ///
 /// All connections at rest share one of the instance's. It is never written: see `Connection.sendMap`.
-struct Sender {
+struct Sender: FreeListed {
     var sendMap: SendMap
     var recovery: LossRecovery
     /// The one for all at rest.
@@ -88,28 +88,10 @@ extension UnsafeMutablePointer where Pointee == Instance {
     @inline(__always)
     fileprivate var ignoredSender: SenderPointer { withUnsafeMutablePointer(to: &pointee.ignoredMemory) { $0 } }
 
-    /// Not initialized. The last one that was given back is likely to be in the cache.
+    /// Not initialized.
     @inline(__always)
-    fileprivate func allocateSender() -> SenderPointer? {
-        guard let sender = pointee.freeSenders else { return services.allocate(Sender.self) }
-        pointee.freeSenders = sender.pointee.next
-        pointee.freeSenderCount -= 1
-        return sender
-    }
+    fileprivate func allocateSender() -> SenderPointer? { pointee.freeSenders.take(services) }
 
     @inline(__always)
-    fileprivate func free(_ sender: SenderPointer) {
-        guard pointee.freeSenderCount < 64 else { return services.free(sender) }
-        sender.pointee.next = pointee.freeSenders
-        pointee.freeSenders = sender
-        pointee.freeSenderCount += 1
-    }
-
-    func freeSenders() {
-        while let sender = pointee.freeSenders {
-            pointee.freeSenders = sender.pointee.next
-            services.free(sender)
-        }
-        pointee.freeSenderCount = 0
-    }
+    fileprivate func free(_ sender: SenderPointer) { pointee.freeSenders.put(sender, most: 64, services) }
 }

@@ -53,9 +53,9 @@ import Testing
         for turn in 0..<1500 {
             let count = switch turn < 20 ? 0 : Int.random(in: 0..<12, using: &random) {
             case 0..<6: Int.random(in: 1...300, using: &random)
-            case 6..<9: Int.random(in: 1...5000, using: &random)
-            case 9: 4096
-            case 10: 4097
+            case 6..<9: Int.random(in: 1...1500, using: &random)
+            case 9: 512
+            case 10: 513
             default: Int.random(in: 1...200_000, using: &random)
             }
             try pass(pattern(position, count))
@@ -69,9 +69,9 @@ import Testing
         try pass([1])
         let least = charged
         for turn in 0..<100 {
-            try pass(pattern(turn, 1 + turn % 50 * 40))
+            try pass(pattern(turn, 1 + turn % 50 * 11))
             var entry = pollfd(fd: a.fd, events: Int16(POLLOUT), revents: 0)
-            #expect(poll(&entry, 1, 0) == 1 && charged < 40_000)
+            #expect(poll(&entry, 1, 0) == 1 && charged < 20_000)
         }
         try pass([1])
         host.settle(2500)

@@ -47,7 +47,7 @@ final class StreamChannel: Channel {
     private var smallMessages: UInt8 = 0
     /// Bytes in the pair that have been taken: the carry byte, and what has been looked at before it.
     private var lookedAt: UInt16 = 1
-    private static let smallMessage = 4096
+    private static let smallMessage = 512
     /// Bytes one socket may move in one turn before others get theirs.
     private static let budget = 1 << 20
 
@@ -242,22 +242,23 @@ final class StreamChannel: Channel {
         let room = min(piece?.count ?? 0, Self.smallMessage)
         var passes: Int32 = 0
         let got = room > 0 ? alps_peek(descriptor, piece?.baseAddress, room, &passes) : 0
+        let error = errno
+        if cork != nil { lookAtCork(socket) }
         if got > 0 {
             lookedAt += UInt16(got)
             smallMessages += 1
-            if cork != nil { lookAtCork(socket) }
             socket.sendCommit(got)
             // See `take`.
             if passes != 0 { socket.abort() }
             guard isOpen else { return true }
             // What lies there is charged to the writer by buffer, which must not find the pair full for that.
-            if got == room || lookedAt > Self.smallMessage || smallMessages == 8 { readAway() }
-        } else if got < 0, errno == ECONNRESET {
+            if lookedAt > 2 * Self.smallMessage || smallMessages == 8 { readAway() }
+        } else if got < 0, error == ECONNRESET {
             // Told once, and the event that asks for it is still to come.
             leftUnread = true
         }
-        let isLong = got == room || got < 0 && errno != EAGAIN && errno != ECONNRESET
-        if isLong { readAway() } else { mayHaveUnread = false }
+        let isLong = got == room || got < 0 && error != EAGAIN && error != ECONNRESET
+        if isLong { stopLooking() } else { mayHaveUnread = false }
         return !isLong
     }
 

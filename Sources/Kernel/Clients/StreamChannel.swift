@@ -7,7 +7,7 @@ import PluginAPI
 /// (StreamChannel+Ring.swift).
 ///
 /// The host always leaves one application byte unread in its end: the seed byte at first, later the last byte of what the
-/// application wrote, which has been peeked at and is in the send ring already. So closing the host's end, or the host's
+/// application wrote (or several: `takeSmall`), which has been peeked at and is in the send ring already. So closing the host's end, or the host's
 /// death, is ECONNRESET for the application and never a clean end of file.
 final class StreamChannel: Channel {
     /// TCP_CORK in shared memory (CorkWords.swift).

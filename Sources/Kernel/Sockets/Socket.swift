@@ -205,6 +205,7 @@ package final class Socket {
     @inline(__always)
     var protosw: UnsafePointer<alps_protosw> { heldEntry._withUnsafeGuaranteedRef { $0.sw } }
 
+    /// Below its transport.
     var network: UnsafePointer<alps_cell>? { heldEntry._withUnsafeGuaranteedRef { $0.network } }
 
     @inline(__always)

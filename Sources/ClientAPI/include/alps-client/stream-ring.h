@@ -2,7 +2,8 @@
 ///
 /// The file has a control page and two rings. A ring holds byte p of its stream at [p & (capacity - 1)]; positions count from
 /// the host's beginning of the stream and never wrap. The file belongs to one socket: who holds the socket may map it,
-/// nobody else does. The host believes nothing that stands in it.
+/// nobody else does. The host believes nothing that stands in it. A process has a session of its own before it touches the
+/// file, a child of fork too: by the session's end the host knows that it may have died in the middle of something.
 ///
 /// To the application. Byte p comes in the pair if p < receive_inband, else it is in the ring, up to receive_tail. A reader
 /// takes `read_lock`, takes what lies in the pair first, then what lies in the ring, and says so in receive_head. While the

@@ -20,6 +20,10 @@ func sendThroughRing(_ descriptor: Int32, _ parts: UnsafePointer<iovec>, _ count
     var vector = Vector(parts, count)
     let wanted = vector.total
     var done = 0
+    // Until the call has to wait. A signal that comes before, as in the kernel, is one that ends the wait.
+    var mask = sigset_t()
+    alps_block_signals(&mask)
+    defer { alps_restore_signals(&mask) }
     while done < wanted {
         var room = wanted - done
         if !isOpening(descriptor) || finishOpening(descriptor) {
@@ -29,6 +33,7 @@ func sendThroughRing(_ descriptor: Int32, _ parts: UnsafePointer<iovec>, _ count
                 continue
             case .closed:
                 guard beginPairWriteBesideRing(descriptor) else { continue }
+                alps_restore_signals(&mask)
                 if done == 0, flags == 0, kind(of: descriptor) == .unknown {
                     // Not the socket any more.
                     return real.writev.unsafelyUnwrapped(descriptor, parts, Int32(count))
@@ -38,9 +43,12 @@ func sendThroughRing(_ descriptor: Int32, _ parts: UnsafePointer<iovec>, _ count
                 noteWritten(descriptor, sent - done)
                 return sent
             case .full:
-                let sent = sendBesideFullRing(descriptor, &vector, room, flags)
+                if waitForRoom(descriptor, flags) { continue }
+                var isCut = false
+                let sent = sendBesideFullRing(descriptor, &vector, room, flags, &mask, &isCut)
                 guard sent >= 0 else { return done > 0 ? done : finishWrite(descriptor) }
                 done += sent
+                if isCut { return done }
                 continue
             }
         } else {
@@ -49,7 +57,7 @@ func sendThroughRing(_ descriptor: Int32, _ parts: UnsafePointer<iovec>, _ count
             room = min(room, Int(ALPS_RING_PAIR_CHUNK))
         }
         let piece = vector.take(room)
-        let sent = sendIntoPair(descriptor, piece, flags)
+        let sent = sendIntoPair(descriptor, piece, flags, &mask)
         guard sent >= 0 else { return done > 0 ? done : finishWrite(descriptor) }
         vector.giveBack(piece.count - sent)
         done += sent
@@ -83,7 +91,10 @@ private var pairBuffers: Int { 9 }
 
 /// The ring is full: so much goes through the pair that it is full, too, and the kernel blocks or says that it would. In pieces:
 /// the host leaves one byte there, and the kernel takes the pair for full while a quarter of it belongs to that byte.
-private func sendBesideFullRing(_ descriptor: Int32, _ vector: inout Vector, _ left: Int, _ flags: Int32) -> Int {
+/// `isCut`: a signal has ended the call when some had been sent.
+private func sendBesideFullRing(
+    _ descriptor: Int32, _ vector: inout Vector, _ left: Int, _ flags: Int32, _ mask: inout sigset_t, _ isCut: inout Bool
+) -> Int {
     withUnsafeTemporaryAllocation(of: mmsghdr.self, capacity: pairBuffers) { messages in
         withUnsafeTemporaryAllocation(of: iovec.self, capacity: pairBuffers) { parts in
             guard let first = messages.baseAddress, let pieces = parts.baseAddress else { return 0 }
@@ -100,13 +111,15 @@ private func sendBesideFullRing(_ descriptor: Int32, _ vector: inout Vector, _ l
                 taken += piece.count
                 count += 1
             }
-            countPair(descriptor, isEnd: false)
-            let sent = real.sendmmsg.unsafelyUnwrapped(
-                descriptor, first, UInt32(count), flags & Int32(MSG_DONTWAIT | MSG_NOSIGNAL))
-            countPair(descriptor, isEnd: true)
+            let sent = passThroughPair(descriptor, flags, &mask) { flags, waits in
+                guard waits else { return Int(alps_sys_sendmmsg(descriptor, first, UInt32(count), flags)) }
+                let sent = real.sendmmsg.unsafelyUnwrapped(descriptor, first, UInt32(count), flags)
+                isCut = sent > 0 && sent < count
+                return Int(sent)
+            }
             guard sent > 0 else { return sent < 0 ? -1 : 0 }
             var done = 0
-            for index in 0..<Int(sent) {
+            for index in 0..<sent {
                 let length = Int(first[index].msg_len)
                 let piece = vector.take(pieces[index].iov_len)
                 vector.giveBack(piece.count - length)
@@ -117,16 +130,44 @@ private func sendBesideFullRing(_ descriptor: Int32, _ vector: inout Vector, _ l
     }
 }
 
-/// Real bytes through the pair: the kernel blocks, or says that it would. They are counted around the call, see stream-ring.h.
-func sendIntoPair(_ descriptor: Int32, _ piece: UnsafeMutableRawBufferPointer, _ flags: Int32) -> Int {
-    countPair(descriptor, isEnd: false)
-    let sent = real.sendto.unsafelyUnwrapped(
-        descriptor, piece.baseAddress, piece.count, flags & Int32(MSG_DONTWAIT | MSG_NOSIGNAL), nil, 0)
-    countPair(descriptor, isEnd: true)
+/// Real bytes through the pair: the kernel blocks, or says that it would.
+private func sendIntoPair(
+    _ descriptor: Int32, _ piece: UnsafeMutableRawBufferPointer, _ flags: Int32, _ mask: inout sigset_t
+) -> Int {
+    let sent = passThroughPair(descriptor, flags, &mask) { flags, waits in
+        waits
+            ? real.sendto.unsafelyUnwrapped(descriptor, piece.baseAddress, piece.count, flags, nil, 0)
+            : alps_sys_send(descriptor, piece.baseAddress, piece.count, flags)
+    }
     if sent > 0, isOpening(descriptor), let found = entry(of: descriptor) {
         _ = alps_set_bits(&found.pointee.ringState, Entry.hasBegunWriting)
     }
     return sent
+}
+
+/// A write to the pair, counted as stream-ring.h has it. Signals are blocked and `mask` is what they were before. So `send` is
+/// not to wait at first; if that would be, and no signal has come that ends the call, it waits while the program's signals do
+/// what they do.
+private func passThroughPair(
+    _ descriptor: Int32, _ flags: Int32, _ mask: inout sigset_t, _ send: (_ flags: Int32, _ waits: Bool) -> Int
+) -> Int {
+    let flags = flags & Int32(MSG_DONTWAIT | MSG_NOSIGNAL)
+    countPair(descriptor, isEnd: false)
+    defer { countPair(descriptor, isEnd: true) }
+    let sent = send(flags | Int32(MSG_DONTWAIT), false)
+    guard sent < 0, alps_errno() == EAGAIN, mayWait(descriptor, flags) else { return sent }
+    if alps_is_interrupted(&mask) != 0 { return fail(EINTR) }
+    alps_restore_signals(&mask)
+    defer { alps_block_signals(&mask) }
+    return send(flags, true)
+}
+
+private func mayWait(_ descriptor: Int32, _ flags: Int32) -> Bool {
+    guard flags & Int32(MSG_DONTWAIT) == 0 else { return false }
+    let error = alps_errno()
+    defer { alps_set_errno(error) }
+    let status = alps_sys_fcntl(descriptor, F_GETFL, 0)
+    return status >= 0 && status & O_NONBLOCK == 0
 }
 
 /// When the host has taken the first small writes, the pair is made small: in a small buffer many bytes that wait are soon told
@@ -184,13 +225,11 @@ private func putIntoRing(_ descriptor: Int32, _ vector: inout Vector, _ wanted: 
     }
 }
 
-/// `fill` puts at most so many bytes at a place, and returns how many: 0 if there are no more, or an error.
+/// `fill` puts at most so many bytes at a place, and returns how many: 0 if there are no more, or an error. Signals are blocked
+/// by the caller.
 private func putIntoRing(
     _ descriptor: Int32, _ wanted: Int, _ fill: (UnsafeMutableRawPointer, Int) -> Int
 ) -> Put {
-    var mask = sigset_t()
-    alps_block_signals(&mask)
-    defer { alps_restore_signals(&mask) }
     guard let ring = beginUse(descriptor) else { return .closed }
     defer { endUse(ring) }
     let page = ring.pointee.page.unsafelyUnwrapped
@@ -228,6 +267,26 @@ private func waitForHost(_ page: RingPage) {
         _ = alps_exchange_word(&page.pointee.pair_waited, 1)
         _ = alps_sys_futex_wait_shared(&page.pointee.pair_drained, drained, 1)
     }
+}
+
+/// The ring is full. A call that may block waits here at first: a host that is at it makes room within a millisecond, and that
+/// costs less than the way through the pair. Signals are blocked by the caller. False: there is none yet.
+@inline(never)
+private func waitForRoom(_ descriptor: Int32, _ flags: Int32) -> Bool {
+    guard mayWait(descriptor, flags) else { return false }
+    let error = alps_errno()
+    defer { alps_set_errno(error) }
+    guard let ring = beginUse(descriptor) else { return false }
+    defer { endUse(ring) }
+    let page = ring.pointee.page.unsafelyUnwrapped
+    for _ in 0..<3 {
+        let turn = alps_load_word(&page.pointee.room_turn)
+        guard turn != 0, !isBehind(page), alps_load_word(&page.pointee.closed) & ALPS_RING_SEND == 0 else { return false }
+        _ = alps_exchange_word(&page.pointee.room_waited, 1)
+        if isRoomy(page) { return true }
+        if alps_sys_futex_wait_shared(&page.pointee.room_turn, turn, 2) < 0, alps_errno() == ETIMEDOUT { break }
+    }
+    return isRoomy(page)
 }
 
 /// As much is free as the host takes from the pair for.
@@ -279,6 +338,9 @@ func sendFileThroughRing(_ target: Int32, _ source: Int32, _ offset: UnsafeMutab
         return got
     }
     defer { if done > 0 { offset?.pointee = position } }
+    var mask = sigset_t()
+    alps_block_signals(&mask)
+    defer { alps_restore_signals(&mask) }
     while done < count, !hasEnded {
         let isOpening = isOpening(target) && !finishOpening(target)
         let before = alps_errno()
@@ -288,6 +350,7 @@ func sendFileThroughRing(_ target: Int32, _ source: Int32, _ offset: UnsafeMutab
         case .closed:
             // The kernel moves the rest.
             guard beginPairWriteBesideRing(target) else { continue }
+            alps_restore_signals(&mask)
             let more = withUnsafeMutablePointer(to: &position) {
                 real.sendfile.unsafelyUnwrapped(target, source, offset == nil ? nil : $0, count - done)
             }
@@ -305,9 +368,11 @@ func sendFileThroughRing(_ target: Int32, _ source: Int32, _ offset: UnsafeMutab
             done += put
         case .full:
             alps_set_errno(before)
+            if !isOpening, waitForRoom(target, 0) { continue }
             // A few of ALPS_RING_PAIR_CHUNK.
             var chunk = [8960 of UInt8](repeating: 0)
             let most = isOpening ? Int(ALPS_RING_PAIR_CHUNK) : chunk.count
+            var isCut = false
             let sent = withUnsafeMutableBytes(of: &chunk) { chunk in
                 let got = read(chunk.baseAddress.unsafelyUnwrapped, min(count - done, most))
                 guard got > 0 else { return got }
@@ -315,8 +380,8 @@ func sendFileThroughRing(_ target: Int32, _ source: Int32, _ offset: UnsafeMutab
                 var vector = Vector(&part, 1)
                 let sent =
                     isOpening
-                    ? sendIntoPair(target, UnsafeMutableRawBufferPointer(rebasing: chunk[..<got]), 0)
-                    : sendBesideFullRing(target, &vector, got, 0)
+                    ? sendIntoPair(target, UnsafeMutableRawBufferPointer(rebasing: chunk[..<got]), 0, &mask)
+                    : sendBesideFullRing(target, &vector, got, 0, &mask, &isCut)
                 // What was not sent has not been read.
                 let left = got - max(sent, 0)
                 position -= off_t(left)
@@ -325,6 +390,7 @@ func sendFileThroughRing(_ target: Int32, _ source: Int32, _ offset: UnsafeMutab
             }
             if sent < 0 { return done > 0 ? done : finishWrite(target) }
             done += sent
+            if isCut { return done }
         }
     }
     return done

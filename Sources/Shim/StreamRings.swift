@@ -104,7 +104,7 @@ private func noteBulkRead(_ descriptor: Int32, _ count: Int) {
     let edgeTriggered: UInt32 = 1 << 31
     var least: Int32 = 1
     var length = socklen_t(4)
-    guard found.pointee.epollEvents & edgeTriggered == 0, found.pointee.state & Entry.watchesUrgent == 0,
+    guard found.pointee.epollEvents & edgeTriggered == 0,
         alps_sys_getsockopt(descriptor, SOL_SOCKET, SO_RCVLOWAT, &least, &length) == 0, least <= 1
     else { return }
     openRing(descriptor, found, ALPS_RING_RECEIVE)

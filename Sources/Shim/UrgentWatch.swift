@@ -33,7 +33,7 @@ func watchUrgent(_ descriptor: Int32) {
     let error = alps_errno()
     defer { alps_set_errno(error) }
     guard let found = stackSocket(descriptor), found.pointee.isStream, found.pointee.kind != .listener else { return }
-    returnToPairForGood(descriptor)
+    returnToPair(descriptor, ALPS_RING_RECEIVE, forGood: false)
     let answer = ask(ALPS_OP_WATCH_URGENT, about: found).error
     if answer == EOPNOTSUPP { pairsLackUrgentBytes = true }
     guard answer == 0 else { return }

@@ -6,16 +6,20 @@ import Testing
 
 /// A stream's ring to the application, with the client's steps in an order that the shim takes only now and then.
 @Suite(.serialized) struct StreamRingTests {
-    /// The receive ring of a socket, opened as the first who asks for it does.
-    private func openRing(_ client: TestClient, _ socket: TestClient.Descriptor) throws -> UnsafeMutablePointer<alps_stream_ring> {
-        let answer = try client.ask(ALPS_OP_STREAM_RING, TestClient.bytes(ALPS_RING_RECEIVE), socket: socket.handle)
+    /// A ring of a socket, opened as the first who asks for it does.
+    private func openRing(
+        _ client: TestClient, _ socket: TestClient.Descriptor, _ direction: UInt32 = ALPS_RING_RECEIVE
+    ) throws -> UnsafeMutablePointer<alps_stream_ring> {
+        let answer = try client.ask(ALPS_OP_STREAM_RING, TestClient.bytes(direction), socket: socket.handle)
         try #require(answer.frame.error == 0)
         let bytes = Int(answer.load(alps_stream_ring_info.self).bytes)
         let memory = try #require(mmap(nil, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, answer.descriptor, 0))
         try #require(memory != MAP_FAILED)
         let page = memory.assumingMemoryBound(to: alps_stream_ring.self)
-        page.pointee.receive_head = page.pointee.receive_inband
-        alps_unlock_word(&page.pointee.read_lock, ALPS_RING_WAITED)
+        if direction == ALPS_RING_RECEIVE {
+            page.pointee.receive_head = page.pointee.receive_inband
+            alps_unlock_word(&page.pointee.read_lock, ALPS_RING_WAITED)
+        }
         return page
     }
 
@@ -66,6 +70,45 @@ import Testing
         _ = try client.ask(ALPS_OP_GETSOCKOPT, TestClient.bytes(error), socket: b.handle)
         #expect(client.read(b) == .success([]))
         munmap(page, 4096)
+        close(b.fd)
+        client.end()
+        host.finish()
+    }
+
+    /// Who waits for room is told when a third of the ring is free, and not before.
+    @Test func aWriterThatWaitsForRoomIsToldOfIt() throws {
+        let host = try LiveHost()
+        let client = try TestClient(host)
+        let (a, b) = try client.connection()
+        let page = try openRing(client, a, ALPS_RING_SEND)
+        try #require(page.pointee.closed & ALPS_RING_SEND == 0)
+        // As much as fits into the ring, and into the buffers of one who does not read.
+        func fill() {
+            for _ in 0..<100 {
+                page.pointee.send_tail = page.pointee.send_head + UInt64(page.pointee.send_limit)
+                host.settle()
+                _ = try? client.ask(ALPS_OP_STREAM_BELL, socket: a.handle)
+                host.settle()
+                if page.pointee.send_tail == page.pointee.send_head + UInt64(page.pointee.send_limit) { return }
+            }
+        }
+        fill()
+        let limit = page.pointee.send_limit
+        let turn = page.pointee.room_turn
+        try #require(turn != 0 && page.pointee.send_tail - page.pointee.send_head == UInt64(limit))
+        page.pointee.room_waited = 1
+        _ = try client.ask(ALPS_OP_STREAM_BELL, socket: a.handle)
+        host.settle()
+        #expect(page.pointee.room_turn == turn && page.pointee.room_waited == 1)
+
+        var byte = [UInt8](repeating: 0, count: 65536)
+        host.run {
+            while recv(b.fd, &byte, byte.count, Int32(MSG_DONTWAIT)) > 0 {}
+            return page.pointee.send_head == page.pointee.send_tail
+        }
+        #expect(page.pointee.room_turn == turn + 1 && page.pointee.room_waited == 0)
+        munmap(page, 4096)
+        close(a.fd)
         close(b.fd)
         client.end()
         host.finish()

@@ -135,6 +135,9 @@ static inline long alps_sys_recvmsg(int fd, struct msghdr *message, int flags) {
 static inline long alps_sys_send(int fd, const void *bytes, size_t count, int flags) {
     return syscall(SYS_sendto, fd, bytes, count, flags, NULL, 0);
 }
+static inline int alps_sys_sendmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags) {
+    return (int)syscall(SYS_sendmmsg, fd, messages, count, flags);
+}
 static inline long alps_sys_recv(int fd, void *bytes, size_t count, int flags) {
     return syscall(SYS_recvfrom, fd, bytes, count, flags, NULL, NULL);
 }
@@ -239,18 +242,30 @@ static inline long alps_sys_futex_wait(int *word, int expected) {
 }
 static inline void alps_sys_futex_wake(int *word) { syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0); }
 
+#define ALPS_SIGNAL_BIT(signal) (1ul << ((signal) - 1))
 /// Blocks every signal that is not the fault of the running instruction.
 static inline void alps_block_signals(sigset_t *old) {
-    sigset_t all;
-    sigfillset(&all);
-    sigdelset(&all, SIGSEGV);
-    sigdelset(&all, SIGBUS);
-    sigdelset(&all, SIGFPE);
-    sigdelset(&all, SIGILL);
-    sigdelset(&all, SIGTRAP);
-    pthread_sigmask(SIG_SETMASK, &all, old);
+    // The kernel's 64; 32 and 33 are the C library's own.
+    static const uint64_t all =
+        ~(ALPS_SIGNAL_BIT(SIGSEGV) | ALPS_SIGNAL_BIT(SIGBUS) | ALPS_SIGNAL_BIT(SIGFPE) | ALPS_SIGNAL_BIT(SIGILL)
+          | ALPS_SIGNAL_BIT(SIGTRAP) | ALPS_SIGNAL_BIT(32) | ALPS_SIGNAL_BIT(33));
+    syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, old, sizeof all);
 }
-static inline void alps_restore_signals(const sigset_t *old) { pthread_sigmask(SIG_SETMASK, old, NULL); }
+static inline void alps_restore_signals(const sigset_t *old) {
+    syscall(SYS_rt_sigprocmask, SIG_SETMASK, old, NULL, sizeof(uint64_t));
+}
+/// While signals are blocked: one waits that `old` lets through, and that ends a call with EINTR.
+static inline int alps_is_interrupted(const sigset_t *old) {
+    uint64_t pending = 0;
+    syscall(SYS_rt_sigpending, &pending, sizeof pending);
+    for (int signal = 1; pending >> (signal - 1) != 0; signal++) {
+        struct sigaction action;
+        if (!(pending & ALPS_SIGNAL_BIT(signal)) || sigismember(old, signal) || sigaction(signal, NULL, &action) != 0) continue;
+        if (action.sa_handler != SIG_DFL && action.sa_handler != SIG_IGN && !(action.sa_flags & SA_RESTART)) return 1;
+        if (signal == 64) break;
+    }
+    return 0;
+}
 
 // Macros that Swift does not import.
 /// Memory that the child of a fork finds empty, but not the child of a vfork. NULL if the kernel does not know such.

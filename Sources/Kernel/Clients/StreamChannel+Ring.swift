@@ -16,8 +16,7 @@ extension StreamChannel {
         guard isOpen, socket.isConnected, !socket.isDisconnected else { return (EAGAIN, information) }
         stopLooking()
         var opened: UInt32 = 0
-        let mayReceive = !needsPairToReceive(socket) && !socket.urgent.isMirrored
-        if directions & ALPS_RING_RECEIVE != 0, !isActive(ALPS_RING_RECEIVE), mayReceive,
+        if directions & ALPS_RING_RECEIVE != 0, !isActive(ALPS_RING_RECEIVE), !needsPairToReceive(socket),
             hasRoom(ALPS_RING_RECEIVE, socket.raw.pointee.rcv)
         {
             opened |= ALPS_RING_RECEIVE
@@ -233,14 +232,23 @@ extension StreamChannel {
                 setActive(activeRings & ~ALPS_RING_SEND, ring)
                 socket.kernel.sockets.count(.ringsClosed)
             } else {
-                ring.sendHead = socket.raw.pointee.snd.head
-                ring.sendLimit = socket.raw.pointee.snd.limit
+                showRoom(socket, ring)
             }
         }
         if isActive(ALPS_RING_RECEIVE) {
             ring.receiveTail = socket.raw.pointee.rcv.head &+ UInt64(socket.receiveAvailable)
             showReadable(socket, ring)
         }
+    }
+
+    private func showRoom(_ socket: Socket, _ ring: RingWords) {
+        ring.sendHead = socket.raw.pointee.snd.head
+        ring.sendLimit = socket.raw.pointee.snd.limit
+        alps_full_fence()
+        guard ring.isRoomWaitedFor, isRoomy(socket) else { return }
+        growIfDry(socket)
+        ring.sendLimit = socket.raw.pointee.snd.limit
+        ring.wakeForRoom()
     }
 
     /// Keeps the next byte of a ring that is not empty in the pair. False if a client holds the lock.

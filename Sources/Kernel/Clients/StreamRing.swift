@@ -35,6 +35,7 @@ final class StreamRing {
         page.pointee.receive_offset = UInt64(Self.controlBytes)
         page.pointee.send_offset = UInt64(Self.controlBytes + receiveCapacity)
         page.pointee.closed = ALPS_RING_RECEIVE | ALPS_RING_SEND
+        page.pointee.room_turn = 1
     }
 
     deinit { extents.deallocate() }
@@ -99,6 +100,17 @@ struct RingWords {
         guard withUnsafeMutablePointer(to: &page.pointee.pair_waited, { alps_load_acquire($0) }) != 0 else { return }
         withUnsafeMutablePointer(to: &page.pointee.pair_waited) { alps_store_release($0, 0) }
         withUnsafeMutablePointer(to: &page.pointee.pair_drained) { alps_wake_word($0) }
+    }
+
+    /// Whether writers wait for room.
+    var isRoomWaitedFor: Bool { withUnsafeMutablePointer(to: &page.pointee.room_waited) { alps_load_acquire($0) } != 0 }
+
+    func wakeForRoom() {
+        withUnsafeMutablePointer(to: &page.pointee.room_waited) { alps_store_release($0, 0) }
+        withUnsafeMutablePointer(to: &page.pointee.room_turn) {
+            alps_store_release($0, max(alps_load_acquire($0) &+ 1, 1))
+            alps_wake_word($0)
+        }
     }
 
     /// Directions that are in-band.

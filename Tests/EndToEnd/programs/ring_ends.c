@@ -489,11 +489,37 @@ static void woken_by_shutdown(void) {
     part();
 }
 
+/* An alarm, whenever it comes in a write that has to wait, ends it: there is no second one. */
+static void interrupted(void) {
+    meet_in_bulk();
+    struct sigaction action = {.sa_handler = on_urgent};
+    MUST(sigaction(SIGALRM, &action, NULL));
+    size_t much = 32 * MIB;
+    unsigned char *bytes = malloc(PERIOD + much);
+    for (size_t p = 0; p < PERIOD + much; p++) bytes[p] = sequence[p % PERIOD];
+    for (int turn = 1; turn <= 60; turn++) {
+        struct itimerval timer = {.it_value = {0, turn * 150}};
+        MUST(setitimer(ITIMER_REAL, &timer, NULL));
+        ssize_t sent = write(near, bytes + out % PERIOD, much);
+        if (sent < 0 && errno == EINTR) sent = 0;
+        MUST(sent);
+        if ((size_t)sent == much) say("all of it");
+        out += (uint64_t)sent;
+        ask('r', (uint64_t)sent, BIG);
+        answer();
+    }
+    free(bytes);
+    stage("over");
+    MUST(close(near));
+    part();
+}
+
 static const struct test tests[] = {
     {"shut-reading", shut_reading}, {"shut-writing", shut_writing}, {"peer-ends", peer_ends}, {"peer-closes", peer_closes},
     {"reset-by-peer", reset_by_peer}, {"close-unread", close_unread}, {"close-unsent", close_unsent},
     {"urgent-early", urgent_early}, {"urgent-late", urgent_late}, {"in-line", in_line}, {"low-water", low_water},
     {"counts", counts}, {"first-writes", first_writes}, {"by-number", by_number}, {"raw-reads", raw_reads}, {"stale-number", stale_number},
-    {"threads-read", threads_read}, {"threads-write", threads_write}, {"woken-by-shutdown", woken_by_shutdown}, {NULL, NULL}};
+    {"threads-read", threads_read}, {"threads-write", threads_write}, {"woken-by-shutdown", woken_by_shutdown},
+    {"interrupted", interrupted}, {NULL, NULL}};
 
 int main(int count, char **arguments) { return run_named(tests, arguments[1]); }

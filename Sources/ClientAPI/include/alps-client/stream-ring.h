@@ -13,7 +13,9 @@
 /// receive_inband: somebody has read the pair without it.
 ///
 /// From the application. A writer takes `write_lock`, writes at send_tail, as far as send_head + send_limit allows, and moves
-/// send_tail. When the ring is full it writes into the pair instead, until that is full, too: so blocking, time-outs and signals
+/// send_tail. When the ring is full, a writer that may block first waits some milliseconds for a third of it to be free: on
+/// room_turn (futex), with room_waited set. The host then clears that and counts room_turn, which is never 0. Else the writer
+/// writes into the pair instead, until that is full, too: so blocking, time-outs and signals
 /// are the kernel's, and the pair is writable when the socket is. In messages of ALPS_RING_PAIR_CHUNK bytes, so that the byte
 /// that the host leaves there does not keep much of the pair's memory, and counting pair_started before and pair_finished
 /// after the call.
@@ -66,7 +68,9 @@ typedef struct alps_stream_ring {
     uint32_t closed;           ///< ALPS_RING_* that are in-band; at first both
     uint32_t pair_drained;
     uint32_t pair_waited;      ///< a writer sets, host clears
-    uint8_t reserved1[24];
+    uint32_t room_turn;
+    uint32_t room_waited;      ///< a writer sets, host clears
+    uint8_t reserved1[16];
     // readers
     uint32_t read_lock;
     uint32_t read_bell;        ///< host sets, reader clears

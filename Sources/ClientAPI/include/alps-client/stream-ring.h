@@ -15,10 +15,9 @@
 /// From the application. A writer takes `write_lock`, writes at send_tail, as far as send_head + send_limit allows, and moves
 /// send_tail. When the ring is full, a writer that may block first waits some milliseconds for a third of it to be free: on
 /// room_turn (futex), with room_waited set. The host then clears that and counts room_turn, which is never 0. Else the writer
-/// writes into the pair instead, until that is full, too: so blocking, time-outs and signals
-/// are the kernel's, and the pair is writable when the socket is. In messages of ALPS_RING_PAIR_CHUNK bytes, so that the byte
-/// that the host leaves there does not keep much of the pair's memory, and counting pair_started before and pair_finished
-/// after the call.
+/// writes into the pair instead, until that is full, too: so blocking, time-outs and signals are the kernel's, and the pair is
+/// writable when the socket is. In messages of ALPS_RING_PAIR_CHUNK bytes, so that the byte that the host leaves there does
+/// not keep much of the pair's memory, and counting pair_started before and pair_finished after the call.
 /// The host appends what is in the pair to the stream when a third of the ring is free, with `write_lock` taken, and then
 /// sets pair_drained to the pair_finished that it had seen before. While the two differ nobody writes into the ring. That
 /// is soon over once a third of the ring is free, so it is worth waiting for then: on pair_drained (futex), with pair_waited set.

@@ -152,11 +152,14 @@ private func passThroughPair(
     _ descriptor: Int32, _ flags: Int32, _ mask: inout sigset_t, _ send: (_ flags: Int32, _ waits: Bool) -> Int
 ) -> Int {
     let flags = flags & Int32(MSG_DONTWAIT | MSG_NOSIGNAL)
+    let error = alps_errno()
     countPair(descriptor, isEnd: false)
     defer { countPair(descriptor, isEnd: true) }
     let sent = send(flags | Int32(MSG_DONTWAIT), false)
     guard sent < 0, alps_errno() == EAGAIN, mayWait(descriptor, flags) else { return sent }
     if alps_is_interrupted(&mask) != 0 { return fail(EINTR) }
+    // A call that succeeds leaves errno alone.
+    alps_set_errno(error)
     alps_restore_signals(&mask)
     defer { alps_block_signals(&mask) }
     return send(flags, true)

@@ -489,26 +489,57 @@ static void woken_by_shutdown(void) {
     part();
 }
 
+static unsigned char *long_sequence(size_t count) {
+    unsigned char *bytes = malloc(PERIOD + count);
+    for (size_t p = 0; p < PERIOD + count; p++) bytes[p] = sequence[p % PERIOD];
+    return bytes;
+}
+
+#define MUCH (32 * MIB)
+static void let_peer_read(int number) { ask('r', MUCH, BIG); }
+
+/* A write that has to wait, and succeeds, leaves errno alone. */
+static void errno_left_alone(void) {
+    meet_in_bulk();
+    struct sigaction action = {.sa_handler = let_peer_read, .sa_flags = SA_RESTART};
+    MUST(sigaction(SIGALRM, &action, NULL));
+    unsigned char *bytes = long_sequence(MUCH);
+    for (int turn = 0; turn < 3; turn++) {
+        struct itimerval timer = {.it_value = {0, 100000}};
+        MUST(setitimer(ITIMER_REAL, &timer, NULL));
+        for (size_t left = MUCH; left > 0;) {
+            errno = 0;
+            ssize_t sent = write(near, bytes + out % PERIOD, left);
+            MUST(sent);
+            if (errno != 0) say("%zd, and %s", sent, strerrorname_np(errno));
+            out += (uint64_t)sent, left -= (size_t)sent;
+        }
+        answer();
+    }
+    free(bytes);
+    stage("over");
+    MUST(close(near));
+    part();
+}
+
 /* An alarm, whenever it comes in a write that has to wait, ends it. The second one is for those that come while the shim makes
    the very call that waits, which is some microseconds. */
 static void interrupted(void) {
     meet_in_bulk();
     struct sigaction action = {.sa_handler = on_urgent};
     MUST(sigaction(SIGALRM, &action, NULL));
-    size_t much = 32 * MIB;
-    unsigned char *bytes = malloc(PERIOD + much);
-    for (size_t p = 0; p < PERIOD + much; p++) bytes[p] = sequence[p % PERIOD];
+    unsigned char *bytes = long_sequence(MUCH);
     int late = 0;
     for (int turn = 1; turn <= 60; turn++) {
         struct itimerval timer = {.it_value = {0, turn * 150}, .it_interval = {0, 500000}}, none = {0};
         long start = now();
         MUST(setitimer(ITIMER_REAL, &timer, NULL));
-        ssize_t sent = write(near, bytes + out % PERIOD, much);
+        ssize_t sent = write(near, bytes + out % PERIOD, MUCH);
         if (sent < 0 && errno == EINTR) sent = 0;
         MUST(sent);
         MUST(setitimer(ITIMER_REAL, &none, NULL));
         if (now() - start > 400) late++;
-        if ((size_t)sent == much) say("all of it");
+        if ((size_t)sent == MUCH) say("all of it");
         out += (uint64_t)sent;
         ask('r', (uint64_t)sent, BIG);
         answer();
@@ -526,6 +557,6 @@ static const struct test tests[] = {
     {"urgent-early", urgent_early}, {"urgent-late", urgent_late}, {"in-line", in_line}, {"low-water", low_water},
     {"counts", counts}, {"first-writes", first_writes}, {"by-number", by_number}, {"raw-reads", raw_reads}, {"stale-number", stale_number},
     {"threads-read", threads_read}, {"threads-write", threads_write}, {"woken-by-shutdown", woken_by_shutdown},
-    {"interrupted", interrupted}, {NULL, NULL}};
+    {"interrupted", interrupted}, {"errno-left-alone", errno_left_alone}, {NULL, NULL}};
 
 int main(int count, char **arguments) { return run_named(tests, arguments[1]); }

@@ -2,7 +2,8 @@
 // keeps inside the window), on a tap, with the application in another process behind shared rings. No congestion control,
 // no retransmission, no reassembly, no sockets: what is lost is lost for good, so it is a bound and not a stack.
 //
-// One connection to port 5001 (the application takes all) and one to port 5002 (it sends for ever) at a time.
+// Connections to port 5001 (the application takes all) and to port 5002 (it sends for ever), eight of each at a time. Each has a
+// ring and an application of its own.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -37,7 +38,7 @@ static _Noreturn void fail(const char *what) {
 
 // MARK: Rings
 
-enum { RING = 4 << 20, CALL = 65536, SPINS = 200 };
+enum { RING = 4 << 20, CALL = 65536, SPINS = 200, FLOWS = 8 };
 
 // Positions run freely; each word that two sides write has a cache line of its own.
 struct ring {
@@ -47,7 +48,6 @@ struct ring {
     _Alignas(4096) uint8_t data[RING];
 };
 
-static struct ring *outgoing, *incoming;
 static atomic_uint *host_asleep;
 static int doorbell;
 
@@ -83,33 +83,33 @@ static void await(struct ring *ring, int room) {
     }
 }
 
-static _Noreturn void produce(void) {
+static void produce(struct ring *ring) {
     static uint8_t buffer[CALL];
     for (;;) {
-        await(outgoing, 1);
-        unsigned head = atomic_load_explicit(&outgoing->head, memory_order_relaxed);
-        memcpy(outgoing->data + head % RING, buffer, CALL);
-        atomic_store(&outgoing->head, head + CALL);
+        await(ring, 1);
+        unsigned head = atomic_load_explicit(&ring->head, memory_order_relaxed);
+        memcpy(ring->data + head % RING, buffer, CALL);
+        atomic_store(&ring->head, head + CALL);
         ring_doorbell();
     }
 }
 
-static _Noreturn void consume(void) {
+static void consume(struct ring *ring) {
     static uint8_t buffer[CALL];
     for (;;) {
-        await(incoming, 0);
-        unsigned tail = atomic_load_explicit(&incoming->tail, memory_order_relaxed);
-        unsigned length = atomic_load(&incoming->head) - tail, offset = tail % RING;
+        await(ring, 0);
+        unsigned tail = atomic_load_explicit(&ring->tail, memory_order_relaxed);
+        unsigned length = atomic_load(&ring->head) - tail, offset = tail % RING;
         if (length > CALL) length = CALL;
         if (offset + length > RING) length = RING - offset;
-        memcpy(buffer, incoming->data + offset, length);
-        atomic_store(&incoming->tail, tail + length);
+        memcpy(buffer, ring->data + offset, length);
+        atomic_store(&ring->tail, tail + length);
         // The host waits for room when the window has closed.
-        if (filled(incoming) >= RING / 2) ring_doorbell();
+        if (filled(ring) >= RING / 2) ring_doorbell();
     }
 }
 
-static void begin_application(void (*run)(void), int cpu) {
+static void begin_application(void (*run)(struct ring *), struct ring *ring, int cpu) {
     if (fork() != 0) return;
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (cpu >= 0) {
@@ -118,7 +118,7 @@ static void begin_application(void (*run)(void), int cpu) {
         CPU_SET(cpu, &set);
         if (sched_setaffinity(0, sizeof set, &set) != 0) fail("CPU of the application");
     }
-    run();
+    run(ring);
 }
 
 // MARK: Frames
@@ -142,19 +142,20 @@ struct __attribute__((packed)) header {
 };
 enum { FIXED = offsetof(struct header, options) };
 
-// Both connections have the same peer; a new SYN takes the place of an old one.
+// All connections have the same peer; a new SYN takes the place of one that has ended.
 struct connection {
-    int open, peer_shift;
+    struct ring *ring;
+    int open, peer_shift, unacknowledged, window_closed;
     uint16_t port, peer_port;
     uint32_t first, acknowledged, next, window, expected;
 };
 
-static struct connection sink = {.port = 5001}, source = {.port = 5002};
+static struct connection sinks[FLOWS], sources[FLOWS];
+static struct connection *last;   // sink that payload has come for
 static uint8_t own_hardware[6] = {2, 0, 0, 9, 9, 2}, peer_hardware[6];
 static uint32_t own_address, peer_address;
 static int tap, offload = 1;
 static unsigned virtio;          // bytes of the header in front of a frame
-static int window_closed;
 
 static uint64_t sum(const void *data, size_t length, uint64_t value) {
     const uint8_t *bytes = data;
@@ -173,8 +174,10 @@ static uint16_t folded(uint64_t value) {
     return (uint16_t)value;
 }
 
-static uint32_t receive_window(void) {
-    long room = (long)RING - (long)filled(incoming) - 70000;
+static int is_sink(const struct connection *connection) { return connection >= sinks && connection < sinks + FLOWS; }
+
+static uint32_t receive_window(const struct connection *connection) {
+    long room = (long)RING - (long)filled(connection->ring) - 70000;
     // The tap queues 1000 frames and drops the next; small frames must stay below.
     long most = offload ? RING : 700 * MSS;
     if (room < 0) room = 0;
@@ -193,13 +196,13 @@ static void send_segment(struct connection *connection, uint8_t flags, uint32_t 
     memcpy(header.to, peer_hardware, 6);
     memcpy(header.from, own_hardware, 6);
     unsigned options = 0;
-    uint32_t window = receive_window();
+    uint32_t window = receive_window(connection);
     if (flags & SYN) {
         static const uint8_t offered[] = {2, 4, MSS >> 8, MSS & 255, 1, 3, 3, WINDOW_SHIFT};
         memcpy(header.options, offered, options = sizeof offered);
         window = 65535;
     }
-    if (connection == &sink) window_closed = window < 200000 >> WINDOW_SHIFT;
+    connection->window_closed = window < 200000 >> WINDOW_SHIFT;
     header.window = htons((uint16_t)(window < 65535 ? window : 65535));
     header.length = htons((uint16_t)(40 + options + length));
     header.data_offset = (uint8_t)((5 + options / 4) << 4);
@@ -251,7 +254,7 @@ static void answer_arp(const struct header *frame) {
 
 static void accept_connection(struct connection *connection, const struct header *frame) {
     connection->open = 1;
-    connection->peer_shift = 0;
+    connection->peer_shift = connection->unacknowledged = 0;
     connection->peer_port = ntohs(frame->source_port);
     connection->expected = ntohl(frame->sequence) + 1;
     connection->first = connection->acknowledged = connection->next = 1000000;
@@ -278,45 +281,56 @@ static void take_acknowledgment(struct connection *connection, const struct head
     if (connection->acknowledged == connection->first) connection->acknowledged++;   // the SYN is no byte of the ring
     uint32_t freed = acknowledged - connection->acknowledged;
     connection->acknowledged = acknowledged;
-    if (connection != &source) return;
-    atomic_fetch_add(&outgoing->tail, freed);
-    if (RING - filled(outgoing) >= RING / 4) wake(outgoing);
+    if (is_sink(connection)) return;
+    atomic_fetch_add(&connection->ring->tail, freed);
+    if (RING - filled(connection->ring) >= RING / 4) wake(connection->ring);
 }
 
 // `placed`: the payload is at the ring's head already.
 static void take_payload(struct connection *connection, const uint8_t *payload, unsigned length, int placed) {
     connection->expected += length;
-    if (connection != &sink) return;
-    unsigned head = atomic_load_explicit(&incoming->head, memory_order_relaxed), offset = head % RING;
+    connection->unacknowledged = 1;
+    if (!is_sink(connection)) return;
+    struct ring *ring = connection->ring;
+    unsigned head = atomic_load_explicit(&ring->head, memory_order_relaxed), offset = head % RING;
     if (!placed) {
         unsigned first = offset + length > RING ? RING - offset : length;
-        memcpy(incoming->data + offset, payload, first);
-        memcpy(incoming->data, payload + first, length - first);
+        memcpy(ring->data + offset, payload, first);
+        memcpy(ring->data, payload + first, length - first);
     }
-    atomic_store(&incoming->head, head + length);
-    wake(incoming);
+    atomic_store(&ring->head, head + length);
+    wake(ring);
+    last = connection;
 }
 
-// True if the sink has something to acknowledge.
-static int take_segment(const struct header *frame, size_t length, const uint8_t *payload_elsewhere) {
-    struct connection *connection = ntohs(frame->destination_port) == sink.port ? &sink : &source;
-    if (ntohs(frame->destination_port) != connection->port) return 0;
-    if (frame->flags & RST) {
-        if (ntohs(frame->source_port) == connection->peer_port) connection->open = 0;
-        return 0;
+// The open connection that a frame belongs to, or one that has ended.
+static struct connection *find(const struct header *frame, int open) {
+    struct connection *all = ntohs(frame->destination_port) == sinks->port ? sinks : sources;
+    for (struct connection *each = all; each < all + FLOWS; each++) {
+        if (each->port != ntohs(frame->destination_port) || each->open != open) continue;
+        if (!open || each->peer_port == ntohs(frame->source_port)) return each;
     }
-    if (frame->flags & SYN) {
+    return 0;
+}
+
+static void take_segment(const struct header *frame, size_t length, const uint8_t *payload_elsewhere) {
+    struct connection *connection = find(frame, 1);
+    if (!connection && frame->flags & SYN && (connection = find(frame, 0))) {
         accept_connection(connection, frame);
-        return 0;
+        return;
     }
-    if (!connection->open || ntohs(frame->source_port) != connection->peer_port) return 0;
+    if (!connection) return;
+    if (frame->flags & RST) {
+        connection->open = 0;
+        return;
+    }
     if (frame->flags & ACK) take_acknowledgment(connection, frame);
     unsigned header = (frame->data_offset >> 4) * 4u, size = ntohs(frame->length) - 20u - header;
-    if (size > length) return 0;
+    if (size > length) return;
     if (size > 0) {
         if (ntohl(frame->sequence) != connection->expected) {
             send_segment(connection, ACK, connection->next, 0, 0);
-            return 0;
+            return;
         }
         const uint8_t *payload = payload_elsewhere ? payload_elsewhere : (const uint8_t *)frame + 34 + header;
         take_payload(connection, payload, size, payload_elsewhere != 0);
@@ -326,15 +340,15 @@ static int take_segment(const struct header *frame, size_t length, const uint8_t
         send_segment(connection, ACK | FIN, connection->next++, 0, 0);
         connection->open = 0;
     }
-    return size > 0 && connection->open;
 }
 
-// Reads a frame. What is predicted is the next bytes of the sink: their payload lands in the ring at once.
-static int read_frame(int *acknowledge) {
+// Reads a frame. What is predicted is the next bytes of the same sink: their payload lands in the ring at once.
+static int read_frame(void) {
     static uint8_t frame[LARGEST + 64];
-    unsigned head = atomic_load_explicit(&incoming->head, memory_order_relaxed) % RING, prefix = virtio + FIXED;
-    int predicted = sink.open && RING - head >= LARGEST && RING - filled(incoming) >= LARGEST;
-    uint8_t *place = incoming->data + head;
+    struct ring *ring = last->ring;
+    unsigned head = atomic_load_explicit(&ring->head, memory_order_relaxed) % RING, prefix = virtio + FIXED;
+    int predicted = last->open && RING - head >= LARGEST && RING - filled(ring) >= LARGEST;
+    uint8_t *place = ring->data + head;
     struct iovec parts[2] = {{frame, predicted ? prefix : sizeof frame}, {place, LARGEST}};
     ssize_t length = readv(tap, parts, predicted ? 2 : 1);
     if (length < 0) {
@@ -344,47 +358,55 @@ static int read_frame(int *acknowledge) {
     struct header *header = (void *)(frame + virtio);
     int in_ring = predicted && length > (ssize_t)prefix;
     if (in_ring && (header->type != htons(ETH_P_IP) || header->protocol != IPPROTO_TCP || header->data_offset >> 4 != 5 ||
-                    header->destination_port != htons(sink.port) || header->flags & SYN)) {
+                    header->destination_port != htons(last->port) || header->source_port != htons(last->peer_port) ||
+                    header->flags & SYN)) {
         memcpy(frame + prefix, place, (size_t)length - prefix);
         in_ring = 0;
     }
     if (header->type == htons(ETH_P_ARP)) answer_arp(header);
     if (header->type == htons(ETH_P_IP) && header->protocol == IPPROTO_TCP && header->destination == own_address)
-        *acknowledge |= take_segment(header, (size_t)length, in_ring ? place : 0);
+        take_segment(header, (size_t)length, in_ring ? place : 0);
     return 1;
 }
 
 // Sends what the window allows from ring memory, a few segments at a time. True if it sent anything.
-static int send_ring(void) {
-    unsigned tail = atomic_load(&outgoing->tail), head = atomic_load(&outgoing->head), most = offload ? SEGMENT : MSS;
+static int send_ring(struct connection *source) {
+    unsigned tail = atomic_load(&source->ring->tail), head = atomic_load(&source->ring->head), most = offload ? SEGMENT : MSS;
     int sent = 0;
-    for (; source.open && sent < 8; sent++) {
-        unsigned flying = source.next - source.acknowledged - (source.acknowledged == source.first);
+    for (; sent < 8; sent++) {
+        unsigned flying = source->next - source->acknowledged - (source->acknowledged == source->first);
         unsigned left = head - tail - flying, offset = (tail + flying) % RING, length = left < most ? left : most;
         if (offset + length > RING) length = RING - offset;
-        if (length == 0 || flying + length > source.window) break;
+        if (length == 0 || flying + length > source->window) break;
         // A short segment only where the ring wraps or nothing is under way.
         if (length < most && flying && offset + length != RING) break;
-        send_segment(&source, ACK, source.next, outgoing->data + offset, length);
-        source.next += length;
+        send_segment(source, ACK, source->next, source->ring->data + offset, length);
+        source->next += length;
     }
     return sent > 0;
 }
 
-static int can_send(void) {
-    unsigned flying = source.next - source.acknowledged;
-    return source.open && filled(outgoing) - flying >= SEGMENT && flying + SEGMENT <= source.window;
+static int can_send(const struct connection *source) {
+    unsigned flying = source->next - source->acknowledged;
+    return source->open && filled(source->ring) - flying >= SEGMENT && flying + SEGMENT <= source->window;
 }
 
 static _Noreturn void run(void) {
     for (;;) {
-        int frames = 0, acknowledge = 0;
-        while (frames < BATCH && read_frame(&acknowledge)) frames++;
-        if (acknowledge || (window_closed && sink.open && RING - filled(incoming) > RING / 4))
-            send_segment(&sink, ACK, sink.next, 0, 0);
-        if (send_ring() || frames) continue;
+        int frames = 0, sent = 0, can = 0;
+        while (frames < BATCH && read_frame()) frames++;
+        for (struct connection *each = sinks; each < sinks + FLOWS; each++) {
+            int has_room = each->window_closed && RING - filled(each->ring) > RING / 4;
+            if (!each->open || !(each->unacknowledged || has_room)) continue;
+            each->unacknowledged = 0;
+            send_segment(each, ACK, each->next, 0, 0);
+        }
+        for (struct connection *each = sources; each < sources + FLOWS; each++)
+            if (each->open) sent |= send_ring(each);
+        if (sent || frames) continue;
         atomic_store(host_asleep, 1);
-        if (!can_send()) {
+        for (struct connection *each = sources; each < sources + FLOWS; each++) can |= can_send(each);
+        if (!can) {
             struct pollfd wait[2] = {{tap, POLLIN, 0}, {doorbell, POLLIN, 0}};
             uint64_t rings;
             poll(wait, 2, -1);
@@ -424,12 +446,15 @@ int main(int argc, char **argv) {
         }
     }
     open_tap("tap0");
-    outgoing = shared(sizeof *outgoing);
-    incoming = shared(sizeof *incoming);
     host_asleep = shared(64);
     doorbell = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-    begin_application(produce, cpu);
-    begin_application(consume, cpu);
+    last = sinks;
+    for (int flow = 0; flow < FLOWS; flow++) {
+        sinks[flow] = (struct connection){.ring = shared(sizeof(struct ring)), .port = 5001};
+        sources[flow] = (struct connection){.ring = shared(sizeof(struct ring)), .port = 5002};
+        begin_application(produce, sources[flow].ring, cpu);
+        begin_application(consume, sinks[flow].ring, cpu);
+    }
     puts("ready");
     fflush(stdout);
     run();

@@ -10,6 +10,10 @@ package final class ControlServer {
     private var listener: Int32 = -1
     private let acceptor = Acceptor()
     private var sessions: [UInt32: Session] = [:]
+    /// How many of them each user has.
+    private var sessionsOfUser: [UInt32: Int] = [:] {
+        didSet { kernel.sockets.hasOneUser = sessionsOfUser.count <= 1 }
+    }
     private var doorways: [ObjectIdentifier: Doorway] = [:]
     private var lastSession: UInt32 = 0
     /// How long a new session may take to say who it is, ns.
@@ -200,7 +204,9 @@ package final class ControlServer {
         _ = alps_ioctl_nonblocking(descriptor)
         lastSession &+= 1
         do {
-            sessions[lastSession] = try Session(server: self, kernel: kernel, number: lastSession, descriptor: descriptor)
+            let session = try Session(server: self, kernel: kernel, number: lastSession, descriptor: descriptor)
+            sessions[lastSession] = session
+            sessionsOfUser[session.uid, default: 0] += 1
             peakSessions = max(peakSessions, sessions.count)
         } catch {
             close(descriptor)
@@ -209,7 +215,10 @@ package final class ControlServer {
     }
 
     func closed(_ session: Session) {
-        sessions[session.number] = nil
+        if sessions.removeValue(forKey: session.number) != nil {
+            let left = (sessionsOfUser[session.uid] ?? 1) - 1
+            sessionsOfUser[session.uid] = left == 0 ? nil : left
+        }
         releaseFailed()
     }
 

@@ -12,6 +12,7 @@ package class FrameDevice: Device {
     private final var handler: Readiness?
     /// The big cluster that the next frame's tail goes to; used up only by frames that need it.
     private final var spare: Mbuf?
+    private final let prediction: FramePrediction
     private final let vectors = UnsafeMutablePointer<iovec>.allocate(capacity: maximumVectors)
     /// And behind it a short frame on its way out.
     private final let header = UnsafeMutableRawPointer.allocate(
@@ -38,7 +39,7 @@ package class FrameDevice: Device {
 
     /// `descriptor` is the device's from now on, also if this throws. `headerSize` is that of the virtio header: 12 bytes
     /// with the number of buffers at its end, 10 without.
-    init(
+    package init(
         descriptor: Int32, headerSize: Int, capabilities: UInt32 = UInt32(ALPS_IFCAP_TXCSUM | ALPS_IFCAP_TSO4),
         kernel: Kernel
     ) throws {
@@ -46,6 +47,7 @@ package class FrameDevice: Device {
         pool = kernel.mbufs
         self.descriptor = descriptor
         self.headerSize = headerSize
+        prediction = FramePrediction(kernel.sockets)
         super.init(capabilities: capabilities)
         let handler = Readiness(self)
         self.handler = handler
@@ -75,7 +77,8 @@ package class FrameDevice: Device {
 
     // MARK: Input
 
-    /// Reads a batch of frames: each in one call, its head into a small buffer, a long frame's tail into a big one.
+    /// Reads a batch of frames: each in one call, its head into a small buffer, a long frame's tail into a big one, or, if it
+    /// is what was expected, to where it belongs.
     private final func receive() {
         var first: Mbuf?
         var last: Mbuf?
@@ -85,11 +88,23 @@ package class FrameDevice: Device {
             if let last { last.pointee.nextpkt = frame } else { first = frame }
             last = frame
             if frame.pointee.pkt.length > Self.copiedTail { bytes &+= frame.pointee.pkt.length }
-            guard bytes >= Self.nearBytes, let list = first else { continue }
-            borrowedInterface?({ $0.receiveFrames(list) })
+            // Where a frame belongs that comes behind one that has been read to its place, this one has to tell.
+            let isPlaced = frame.pointee.next.map { $0.pointee.flags & ALPS_M_RING != 0 } ?? false
+            guard bytes >= Self.nearBytes || isPlaced, let list = first else { continue }
+            handOn(list, frame)
             (first, last, bytes) = (nil, nil, 0)
         }
-        if let first { borrowedInterface?({ $0.receiveFrames(first) }) }
+        if let first, let last { handOn(first, last) }
+    }
+
+    private final func handOn(_ list: Mbuf, _ last: Mbuf) {
+        guard last.pointee.pkt.length > Self.copiedTail else {
+            borrowedInterface?({ $0.receiveFrames(list) })
+            return
+        }
+        prediction.willDeliver(last)
+        borrowedInterface?({ $0.receiveFrames(list) })
+        prediction.hasDelivered(last)
     }
 
     private final func readFrame() -> Mbuf? {
@@ -99,6 +114,7 @@ package class FrameDevice: Device {
         }
         if spare == nil { spare = pool.cluster(headroom: 0, capacity: Int(ALPS_BIG_CLUSTER_SIZE) - 256) }
         vectors[0] = iovec(iov_base: header, iov_len: headerSize)
+        if receiving == nil, let target = prediction.target() { return readFrame(small, target) }
         vectors[1] = iovec(iov_base: small.pointee.data, iov_len: Self.smallCapacity)
         var count: Int32 = 2
         if let spare {
@@ -115,6 +131,45 @@ package class FrameDevice: Device {
         if length > Self.smallCapacity, let tail = spare { attach(tail, length - Self.smallCapacity, to: small) }
         decodeHeader(small)
         return small
+    }
+
+    private final func readFrame(_ small: Mbuf, _ target: FramePrediction.Target) -> Mbuf? {
+        vectors[1] = iovec(iov_base: small.pointee.data, iov_len: target.headerLength)
+        vectors[2] = iovec(iov_base: target.place, iov_len: target.room)
+        let length = readv(descriptor, vectors, 3) - headerSize
+        guard length > 0 else {
+            pool.freePacket(small)
+            return nil
+        }
+        small.pointee.length = UInt32(min(length, target.headerLength))
+        small.pointee.pkt.length = small.pointee.length
+        let payload = length - target.headerLength
+        if payload > 0 {
+            if prediction.isRight(small.pointee.data),
+                let placed = pool.refer(target.ring, target.place, payload, flags: ALPS_M_RING)
+            {
+                pool.concatenate(small, placed)
+            } else {
+                takeBack(target.place, payload, small)
+            }
+        }
+        decodeHeader(small)
+        return small
+    }
+
+    /// It does not belong where it has been read to.
+    private final func takeBack(_ bytes: UnsafeMutablePointer<UInt8>, _ count: Int, _ packet: Mbuf) {
+        let head = min(count, Self.smallCapacity - Int(packet.pointee.length))
+        memcpy(packet.pointee.data + Int(packet.pointee.length), bytes, head)
+        packet.pointee.length += UInt32(head)
+        packet.pointee.pkt.length += UInt32(head)
+        guard count > head else { return }
+        guard let tail = spare else {
+            interface?.errorsIn &+= 1
+            return
+        }
+        memcpy(tail.pointee.data, bytes + head, count - head)
+        attach(tail, count - head, to: packet)
     }
 
     /// Puts what did not fit into the small buffer behind it. A short tail is copied: it would pin a large buffer.

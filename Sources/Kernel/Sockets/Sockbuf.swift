@@ -164,7 +164,10 @@ extension Socket {
         }
     }
 
-    /// Copies payload to its place in the receive ring. Returns bytes placed.
+    /// Payload longer than this may tell where the next will be.
+    private static let longPacket: UInt32 = 8192
+
+    /// Copies payload to its place in the receive ring, unless it has been read there. Returns bytes placed.
     @inline(__always)
     func place(_ position: UInt64, _ packet: UnsafePointer<alps_mbuf>, _ offset: UInt32, _ length: UInt32) -> UInt32 {
         guard prepare(&raw.pointee.rcv), let base = raw.pointee.rcv.base, position >= raw.pointee.rcv.head else { return 0 }
@@ -175,10 +178,35 @@ extension Socket {
         idle.placedEnd = max(idle.placedEnd, position &+ count)
         let start = Int(position & (capacity - 1))
         let first = min(Int(count), Int(capacity) - start)
+        if isReceiveMapped, packet.pointee.pkt.length > Self.longPacket {
+            let headers = Int(packet.pointee.pkt.l2_length) + Int(packet.pointee.pkt.l3_length) + Int(offset)
+            kernel.sockets.placed = PlacedPayload(socket: .passUnretained(self), packet: packet, headerLength: headers)
+        }
+        if let read = packet.pointee.next, read.pointee.ext == raw.pointee.rcv.ext {
+            let skipped = Int(offset) - Int(packet.pointee.length)
+            if skipped >= 0, skipped + Int(count) <= Int(read.pointee.length), read.pointee.data + skipped == base + start {
+                return UInt32(truncatingIfNeeded: count)
+            }
+            return placeByWay(packet, Int(offset), Int(count), base, start, first)
+        }
         pool._withUnsafeGuaranteedRef { pool in
             pool.copyOut(packet, Int(offset), first, base + start)
             if first < Int(count) { pool.copyOut(packet, Int(offset) + first, Int(count) - first, base) }
         }
+        return UInt32(truncatingIfNeeded: count)
+    }
+
+    /// Payload that lies elsewhere in the same ring, perhaps across its place.
+    @inline(never)
+    private func placeByWay(
+        _ packet: UnsafePointer<alps_mbuf>, _ offset: Int, _ count: Int, _ base: UnsafeMutablePointer<UInt8>, _ start: Int,
+        _ first: Int
+    ) -> UInt32 {
+        let copy = UnsafeMutableRawPointer.allocate(byteCount: count, alignment: 16)
+        pool._withUnsafeGuaranteedRef { $0.copyOut(packet, offset, count, copy) }
+        memcpy(base + start, copy, first)
+        memcpy(base, copy + first, count - first)
+        copy.deallocate()
         return UInt32(truncatingIfNeeded: count)
     }
 }

@@ -6,6 +6,7 @@ package final class SocketLayer {
     /// What `alps stat` shows of the socket layer.
     enum Counter: Int, CaseIterable {
         case made, refused, listenOverflows, datagramsDropped, ringsOpened, ringsClosed, ringBells, ringViolations
+        case payloadsReadToPlace, payloadsTakenBack
 
         var name: String {
             switch self {
@@ -17,6 +18,8 @@ package final class SocketLayer {
             case .ringsClosed: "rings_closed"
             case .ringBells: "ring_bells"
             case .ringViolations: "ring_violations"
+            case .payloadsReadToPlace: "payloads_read_to_place"
+            case .payloadsTakenBack: "payloads_taken_back"
             }
         }
 
@@ -30,6 +33,8 @@ package final class SocketLayer {
             case .ringsClosed: "directions of streams that came back from it"
             case .ringBells: "times a client has woken the host for a ring"
             case .ringViolations: "connections reset since a client has broken the rules of rings"
+            case .payloadsReadToPlace: "payloads that an interface has read to their place in a ring"
+            case .payloadsTakenBack: "payloads that were copied out of a ring again, since others had been expected"
             }
         }
     }
@@ -51,6 +56,8 @@ package final class SocketLayer {
     /// Rings of sockets that belong to no client session.
     private var ownArena: Arena?
     private(set) var idleBuffers: IdleBuffers?
+    /// The last long payload that was placed.
+    var placed: PlacedPayload?
 
     package private(set) var count = 0
     package private(set) var peak = 0
@@ -65,6 +72,11 @@ package final class SocketLayer {
     /// Bytes of a ring that a client maps, and how many sockets may have such.
     var ringSpace: Tunable!
     var maxRings: Tunable!
+    private var ringDirect: Tunable!
+    /// All client sessions are of one user.
+    package var hasOneUser = true
+    /// A frame may be read into a ring that a client maps before it is known to be that client's.
+    var mayReadIntoRings: Bool { hasOneUser && ringDirect.value != 0 }
     private var maxSockets: Tunable!
 
     package init() { counters.initialize(repeating: 0, count: Counter.allCases.count) }
@@ -108,6 +120,10 @@ package final class SocketLayer {
         maxRings = tunables.add(
             "kern.ipc.maxrings", "most streams with rings in shared memory at a time", kind: .integer, default: 1024,
             range: 0...(1 << 20))
+        ringDirect = tunables.add(
+            "kern.ipc.ringdirect",
+            "an interface reads a frame's payload straight into the ring where it probably belongs, while all clients are of one user",
+            kind: .boolean, default: 1, range: 0...1)
         somaxconn = tunables.add(
             "kern.ipc.somaxconn", "longest queue of connections waiting for accept", kind: .integer, default: 4096,
             range: 1...65535)
@@ -228,6 +244,7 @@ package final class SocketLayer {
         let index = socket.handle.index
         guard let held = slots[index], held.toOpaque() == Unmanaged.passUnretained(socket).toOpaque() else { return }
         slots[index] = nil
+        if placed?.socket.toOpaque() == held.toOpaque() { placed = nil }
         retire(socket)
         held.release()
         freeSlots.append(index)

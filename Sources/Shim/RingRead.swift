@@ -187,7 +187,7 @@ private func takeLocked(
                 let piece = vector.take(most)
                 count = piece.count
                 guard count > 0 else { break }
-                memcpy(piece.baseAddress.unsafelyUnwrapped, ring.pointee.receive.unsafelyUnwrapped + Int(start), count)
+                copyPayload(piece.baseAddress.unsafelyUnwrapped, ring.pointee.receive.unsafelyUnwrapped + Int(start), count)
             }
             left -= count
             position &+= UInt64(count)

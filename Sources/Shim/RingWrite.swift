@@ -223,7 +223,7 @@ private func putIntoRing(_ descriptor: Int32, _ vector: inout Vector, _ wanted: 
     putIntoRing(descriptor, wanted) { place, most in
         let piece = vector.take(most)
         guard piece.count > 0 else { return 0 }
-        memcpy(place, piece.baseAddress.unsafelyUnwrapped, piece.count)
+        copyPayload(place, piece.baseAddress.unsafelyUnwrapped, piece.count)
         return piece.count
     }
 }

@@ -551,12 +551,36 @@ static void interrupted(void) {
     part();
 }
 
+/* Buffers at every distance from the ring's bytes that are copied to or from them in a way of its own, and at a few others. */
+static void shifted(void) {
+    enum { COUNT = 70000 };
+    meet_in_bulk();
+    unsigned char *buffer = aligned_alloc(4096, MIB);
+    for (uint64_t shift = 0; shift <= 17; shift++) {
+        unsigned char *place = buffer + (out - shift) % 4096;
+        memcpy(place, bytes_at(out), COUNT);
+        ask('r', COUNT, BIG);
+        for (size_t done = 0; done < COUNT;) done += (size_t)MUST(write(near, place + done, COUNT - done));
+        out += COUNT;
+        answer();
+        place = buffer + (in + shift) % 4096;
+        ask('s', COUNT, BIG);
+        for (size_t done = 0; done < COUNT;) done += (size_t)MUST(read(near, place + done, COUNT - done));
+        if (differs("here", place, BACK + in, COUNT)) _exit(99);
+        in += COUNT;
+        answer();
+    }
+    free(buffer);
+    MUST(close(near));
+    part();
+}
+
 static const struct test tests[] = {
     {"shut-reading", shut_reading}, {"shut-writing", shut_writing}, {"peer-ends", peer_ends}, {"peer-closes", peer_closes},
     {"reset-by-peer", reset_by_peer}, {"close-unread", close_unread}, {"close-unsent", close_unsent},
     {"urgent-early", urgent_early}, {"urgent-late", urgent_late}, {"in-line", in_line}, {"low-water", low_water},
     {"counts", counts}, {"first-writes", first_writes}, {"by-number", by_number}, {"raw-reads", raw_reads}, {"stale-number", stale_number},
     {"threads-read", threads_read}, {"threads-write", threads_write}, {"woken-by-shutdown", woken_by_shutdown},
-    {"interrupted", interrupted}, {"errno-left-alone", errno_left_alone}, {NULL, NULL}};
+    {"interrupted", interrupted}, {"errno-left-alone", errno_left_alone}, {"shifted", shifted}, {NULL, NULL}};
 
 int main(int count, char **arguments) { return run_named(tests, arguments[1]); }

@@ -53,6 +53,10 @@ func receiveThroughRing(_ descriptor: Int32, _ parts: UnsafePointer<iovec>, _ co
     guard wanted > 0 else { return 0 }
     var done = 0
     var hasEnded = false
+    // As in `sendThroughRing`: a signal that comes before the call has to wait ends the wait.
+    var mask = sigset_t()
+    alps_block_signals(&mask)
+    defer { alps_restore_signals(&mask) }
     while true {
         switch takeFromRing(descriptor, &vector, wanted - done, flags) {
         case .bytes(let got):
@@ -60,6 +64,7 @@ func receiveThroughRing(_ descriptor: Int32, _ parts: UnsafePointer<iovec>, _ co
             if done == wanted || flags & Int32(MSG_WAITALL) == 0 || flags & Int32(MSG_PEEK) != 0 { return done }
         case .failed: return done > 0 ? done : finishRead(descriptor, -1)
         case .closed:
+            alps_restore_signals(&mask)
             if done == 0, flags == 0, kind(of: descriptor) == .unknown {
                 // Not the socket any more.
                 return real.readv.unsafelyUnwrapped(descriptor, parts, Int32(count))
@@ -67,14 +72,25 @@ func receiveThroughRing(_ descriptor: Int32, _ parts: UnsafePointer<iovec>, _ co
             return receiveRest(descriptor, &vector, done, wanted, flags)
         case .nothing:
             if hasEnded { return done > 0 ? done : finishRead(descriptor, 0) }
-            // The next byte comes through the pair: waiting for it, time-outs, signals and cancellation are the kernel's.
-            var byte: UInt8 = 0
-            let got = real.recvfrom.unsafelyUnwrapped(
-                descriptor, &byte, 1, Int32(MSG_PEEK) | flags & Int32(MSG_DONTWAIT), nil, nil)
+            let got = waitForByte(descriptor, flags, &mask)
             if got < 0 { return done > 0 ? done : finishRead(descriptor, -1) }
             hasEnded = got == 0
         }
     }
+}
+
+/// The next byte comes through the pair: waiting for it, time-outs, signals and cancellation are the kernel's. Signals are
+/// blocked and `mask` is what they were before. As recv(2).
+private func waitForByte(_ descriptor: Int32, _ flags: Int32, _ mask: inout sigset_t) -> Int {
+    var byte: UInt8 = 0
+    let error = alps_errno()
+    let got = alps_sys_recv(descriptor, &byte, 1, Int32(MSG_PEEK) | Int32(MSG_DONTWAIT))
+    guard got < 0, alps_errno() == EAGAIN, mayWait(descriptor, flags) else { return got }
+    if alps_is_interrupted(&mask) != 0 { return fail(EINTR) }
+    alps_set_errno(error)
+    alps_restore_signals(&mask)
+    defer { alps_block_signals(&mask) }
+    return real.recvfrom.unsafelyUnwrapped(descriptor, &byte, 1, Int32(MSG_PEEK), nil, nil)
 }
 
 func receiveThroughRing(
@@ -112,10 +128,8 @@ private func receiveRest(_ descriptor: Int32, _ vector: inout Vector, _ done: In
     return done
 }
 
+/// Signals are blocked by the caller.
 private func takeFromRing(_ descriptor: Int32, _ vector: inout Vector, _ wanted: Int, _ flags: Int32) -> Taken {
-    var mask = sigset_t()
-    alps_block_signals(&mask)
-    defer { alps_restore_signals(&mask) }
     guard let ring = beginUse(descriptor) else { return .closed }
     defer { endUse(ring) }
     let page = ring.pointee.page.unsafelyUnwrapped

@@ -165,7 +165,8 @@ private func passThroughPair(
     return send(flags, true)
 }
 
-private func mayWait(_ descriptor: Int32, _ flags: Int32) -> Bool {
+/// A call on this descriptor waits rather than say that it would have to.
+func mayWait(_ descriptor: Int32, _ flags: Int32) -> Bool {
     guard flags & Int32(MSG_DONTWAIT) == 0 else { return false }
     let error = alps_errno()
     defer { alps_set_errno(error) }

@@ -551,6 +551,29 @@ static void interrupted(void) {
     part();
 }
 
+/* The same for a read, whenever the alarm comes. */
+static void interrupted_reads(void) {
+    meet_in_bulk();
+    struct sigaction action = {.sa_handler = on_urgent};
+    MUST(sigaction(SIGALRM, &action, NULL));
+    int late = 0;
+    for (int turn = 0; turn < 300; turn++) {
+        struct itimerval timer = {.it_value = {0, 15 + turn % 30}, .it_interval = {0, 100000}}, none = {0};
+        char byte;
+        long start = now();
+        MUST(setitimer(ITIMER_REAL, &timer, NULL));
+        ssize_t got = read(near, &byte, 1);
+        int error = errno;
+        MUST(setitimer(ITIMER_REAL, &none, NULL));
+        if (got != -1 || error != EINTR) say("%zd %s", got, strerrorname_np(error));
+        if (now() - start > 80) late++;
+    }
+    if (late > 25) say("late: %d", late);
+    stage("over");
+    MUST(close(near));
+    part();
+}
+
 /* Buffers at every distance from the ring's bytes that are copied to or from them in a way of its own, and at a few others. */
 static void shifted(void) {
     enum { COUNT = 70000 };
@@ -581,6 +604,7 @@ static const struct test tests[] = {
     {"urgent-early", urgent_early}, {"urgent-late", urgent_late}, {"in-line", in_line}, {"low-water", low_water},
     {"counts", counts}, {"first-writes", first_writes}, {"by-number", by_number}, {"raw-reads", raw_reads}, {"stale-number", stale_number},
     {"threads-read", threads_read}, {"threads-write", threads_write}, {"woken-by-shutdown", woken_by_shutdown},
-    {"interrupted", interrupted}, {"errno-left-alone", errno_left_alone}, {"shifted", shifted}, {NULL, NULL}};
+    {"interrupted", interrupted}, {"errno-left-alone", errno_left_alone}, {"shifted", shifted},
+    {"interrupted-reads", interrupted_reads}, {NULL, NULL}};
 
 int main(int count, char **arguments) { return run_named(tests, arguments[1]); }

@@ -139,7 +139,8 @@ def test_a_stream_goes_to_code_without_the_shim_in_mid_stream(stack, programs, n
 
 ENDS = ["shut-reading", "shut-writing", "peer-ends", "peer-closes", "reset-by-peer", "close-unread", "close-unsent",
         "urgent-early", "urgent-late", "in-line", "low-water", "counts", "first-writes", "by-number", "raw-reads",
-        "stale-number", "threads-read", "threads-write", "woken-by-shutdown", "interrupted", "errno-left-alone", "shifted", "interrupted-reads"]
+        "stale-number", "threads-read", "threads-write", "woken-by-shutdown", "interrupted", "errno-left-alone", "shifted",
+        "interrupted-reads"]
 # Those that are in-band for a while or for good, by what they do.
 GOES_BACK = ["urgent-early", "urgent-late", "in-line", "low-water"]
 

@@ -40,10 +40,14 @@ def programs(tmp_path_factory):
     return get
 
 
+def socket_counters(stack):
+    groups = {row["instance"]: row["counters"] for row in stack.ask("netstat", "-s")["instances"]}
+    return {row["name"]: row["value"] for row in groups["socket"]}
+
+
 def rings(stack):
     """How often a direction of a stream got a ring, and was in-band again; bells; broken rules."""
-    groups = {row["instance"]: row["counters"] for row in stack.ask("netstat", "-s")["instances"]}
-    counters = {row["name"]: row["value"] for row in groups["socket"]}
+    counters = socket_counters(stack)
     return {name: counters[f"ring{'s' if name in ('opened', 'closed') else ''}_{name}"]
             for name in ("opened", "closed", "bells", "violations")}
 
@@ -158,6 +162,45 @@ def test_a_stream_with_a_ring_is_the_same_as_one_of_the_kernel(stack, programs, 
     if name in ("urgent-early", "urgent-late"):
         # Who wants to hear of urgent data, as curl does, has rings to read from until there are some, and afterwards again.
         assert seen["over"]["opened"] >= seen["promoted"]["opened"] + 3
+    assert_unharmed(stack)
+
+
+# --- payload that is read straight into a ring
+
+SENDER = f"""
+import socket
+listener = socket.create_server(("{KERNEL}", 7100))
+print("ready", flush=True)
+for _ in range(2):
+    connection, _ = listener.accept()
+    connection.sendall(bytes(64 << 20))
+    connection.close()
+"""
+RECEIVER = f"""
+import socket
+connection = socket.create_connection(("{KERNEL}", 7100))
+left = 64 << 20
+while left > 0: left -= len(connection.recv(65536)) or left
+"""
+
+
+def test_payload_is_read_into_rings_only_while_all_clients_are_of_one_user(stack):
+    sender = stack.spawn_outside(PYTHON, "-c", SENDER, stdout=subprocess.PIPE)
+    assert sender.stdout.readline().strip()
+
+    def read_to_place():
+        before = socket_counters(stack)["payloads_read_to_place"]
+        stack.run(PYTHON, "-c", RECEIVER)
+        return socket_counters(stack)["payloads_read_to_place"] - before
+
+    other = stack.spawn("setpriv", "--reuid=nobody", "--clear-groups", PYTHON, "-c",
+                        "import socket; held = socket.socket(); print('ready', flush=True); input()",
+                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert other.stdout.readline().strip()
+    assert read_to_place() == 0
+    kill_group(other)
+    wait_until(lambda: len(stack.ask("ps")["sessions"]) <= 1)
+    assert read_to_place() > 0
     assert_unharmed(stack)
 
 

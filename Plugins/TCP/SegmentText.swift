@@ -71,7 +71,7 @@ extension UnsafeMutablePointer where Pointee == Connection {
             if has(.urgentMissing) { _ = takeUrgentByte(segment) }
         }
         var isComplete = true
-        var mayWait = !has(.ackNow) && !has(.finArrived) && instance.isOn(.delaysFinAck)
+        var mayWait = !has(.ackNow) && !has(.finArrived) && delaysFinAck
         if segment.sequence == pointee.rcvNxt, pointee.reassembly.count == 0 {
             isComplete = inOrder(&segment)
         } else {
@@ -84,6 +84,12 @@ extension UnsafeMutablePointer where Pointee == Connection {
         }
         if has(.finArrived), pointee.rcvNxt == pointee.finSequence { return processFin(mayWait) }
         return true
+    }
+
+    /// In a conversation our own FIN goes with the acknowledgment of the peer's, as answers did with those of its data.
+    private var delaysFinAck: Bool {
+        let choice = instance.setting(.delaysFinAck)
+        return choice == 2 ? has(.interactive) : choice == 1
     }
 
     /// Next in line, and nothing waits behind it. False: not all of it could be kept.

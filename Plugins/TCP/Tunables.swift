@@ -293,8 +293,8 @@ extension UnsafeMutablePointer where Pointee == Instance {
             .ecnControlPackets, "net.inet.tcp.ecn.control_packets", ALPS_TUNABLE_BOOL, 1, 0...1,
             "With Accurate ECN acknowledgments, repetitions and FINs are ECN-capable too (RFC 8311)")
         add(
-            .delaysFinAck, "net.inet.tcp.delay_fin_ack", ALPS_TUNABLE_BOOL, 0, 0...1,
-            "Acknowledge the peer's FIN as late as its data, as Linux does, in case our own FIN can go with it")
+            .delaysFinAck, "net.inet.tcp.delay_fin_ack", ALPS_TUNABLE_INT, 2, 0...2,
+            "Acknowledge the peer's FIN late, so that ours can go along: 0 never, 1 as its data, 2 if answers did so before")
         add(
             .resetWindow, "net.inet.tcp.reset_window", ALPS_TUNABLE_BOOL, 0, 0...1,
             "The reset of an abort has the window of other segments, as with Linux, and not 0")

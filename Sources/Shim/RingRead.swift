@@ -147,8 +147,10 @@ private func takeFromRing(_ descriptor: Int32, _ vector: inout Vector, _ wanted:
     return result
 }
 
-/// A sender that is at it brings more within microseconds, sooner than the kernel puts this thread to sleep and wakes it.
+/// A sender that is at it brings more within microseconds, sooner than the kernel puts this thread to sleep and wakes it. Not
+/// if it brings it to the pair, since the ring is there for writes alone.
 private func spinForData(_ page: RingPage) {
+    guard alps_load_word(&page.pointee.closed) & ALPS_RING_RECEIVE == 0 else { return }
     var left = 200
     while left > 0, alps_load_position(&page.pointee.receive_tail) == alps_load_position(&page.pointee.receive_head) {
         alps_pause()

@@ -135,4 +135,7 @@ STREAM_MEASURES = [
             quick=True),
     Measure("connections-64", "connect, request, close: 64 at a time",
             connection_figures(kernel(0.6), Target("gvisor", 2)), connections(64), REQUESTS, quick=True),
+    Measure("connections-64-free", "connect, request, close: 64 at a time, nothing pinned",
+            connection_figures(kernel(0.6), Target("gvisor", 2)), connections(64), ("kernel", "alps", "gvisor"),
+            placement.anywhere),
 ]

@@ -32,6 +32,12 @@ def apart(beside="host"):
     return roles(cpus[0], second if beside == "peer" else cpus[0], second)
 
 
+def anywhere():
+    """Nothing is pinned: the scheduler places all three, as it does for a user."""
+    cpus = set(available())
+    return {"host": cpus, "application": cpus, "peer": cpus}
+
+
 def spare():
     """The host alone on a CPU, so that it may spin; application and peer apart if there are CPUs for that."""
     cpus = available()

@@ -62,7 +62,7 @@ struct HostCommand: ParsableCommand {
     @Option(help: "Path of the control socket (default: /run/alps/NAME.sock).")
     var socket: String?
 
-    @Option(help: "Run the loop on this CPU only.")
+    @Option(help: "Run the loop on this CPU only. Under load, what the system does with a tap's frames is left to the others.")
     var pin: Int?
 
     @Option(
@@ -113,9 +113,10 @@ struct HostCommand: ParsableCommand {
         guard (0...1_000_000).contains(busyPoll) else {
             throw ValidationError("--busy-poll is a time from 0 to 1000000 microseconds.")
         }
-        if let pin, !Self.cpus.contains(pin) {
+        let cpus = CPUSet.ofThisThread.list
+        if let pin, !cpus.contains(pin) {
             throw ValidationError(
-                "this process may not run on CPU \(pin), only on: \(Self.cpus.map(String.init).joined(separator: ", ")).")
+                "this process may not run on CPU \(pin), only on: \(cpus.map(String.init).joined(separator: ", ")).")
         }
         for setting in sysctl where !setting.contains("=") {
             throw ValidationError("'\(setting)' is not a setting: use NAME=VALUE.")
@@ -171,22 +172,11 @@ struct HostCommand: ParsableCommand {
         print("shutting down")
     }
 
-    private static let cpuSetBytes = 1024
-    private static let bitsOfWord = UInt.bitWidth
-
-    /// The CPUs that this thread may run on.
-    private static var cpus: [Int] {
-        var words = [UInt](repeating: 0, count: cpuSetBytes / MemoryLayout<UInt>.size)
-        guard alps_sched_getaffinity(0, cpuSetBytes, &words) >= 0 else { return [] }
-        return (0..<cpuSetBytes * 8).filter { words[$0 / bitsOfWord] >> UInt($0 % bitsOfWord) & 1 != 0 }
-    }
-
     /// The calling thread, which is the loop's, and no other.
     private func pinLoop() throws {
         guard let pin else { return }
-        var words = [UInt](repeating: 0, count: Self.cpuSetBytes / MemoryLayout<UInt>.size)
-        words[pin / Self.bitsOfWord] |= 1 << UInt(pin % Self.bitsOfWord)
-        guard alps_sched_setaffinity(0, Self.cpuSetBytes, words) == 0 else { throw KernelError(errno, "cannot run on CPU \(pin): \(String(cString: strerror(errno)))") }
+        let error = CPUSet([pin]).restrictThisThread()
+        guard error == 0 else { throw KernelError(error, "cannot run on CPU \(pin): \(String(cString: strerror(error)))") }
     }
 
     /// Every socket costs a descriptor.

@@ -13,6 +13,14 @@ package class FrameDevice: Device {
     /// The big cluster that the next frame's tail goes to; used up only by frames that need it.
     private final var spare: Mbuf?
     private final let prediction: FramePrediction
+    /// A tap's.
+    final var steering: ReceiveSteering? {
+        didSet { nextLook = steering == nil ? .max : 0 }
+    }
+    /// The kernel's turn in which `steering` looks at the load.
+    private final var nextLook = UInt64.max
+    /// How many have passed, in both directions.
+    private final var frames: UInt64 = 0
     private final let vectors = UnsafeMutablePointer<iovec>.allocate(capacity: maximumVectors)
     /// And behind it a short frame on its way out.
     private final let header = UnsafeMutableRawPointer.allocate(
@@ -70,6 +78,7 @@ package class FrameDevice: Device {
         self.handler = nil
         kernel.mbufs.free(spare)
         spare = nil
+        steering = nil
         Glibc.close(descriptor)
     }
 
@@ -85,6 +94,7 @@ package class FrameDevice: Device {
         var bytes: UInt32 = 0
         for _ in 0..<Self.batch {
             guard let frame = readFrame() else { break }
+            frames &+= 1
             if let last { last.pointee.nextpkt = frame } else { first = frame }
             last = frame
             if frame.pointee.pkt.length > Self.copiedTail { bytes &+= frame.pointee.pkt.length }
@@ -225,8 +235,10 @@ package class FrameDevice: Device {
             next = packet.pointee.nextpkt
             packet.pointee.nextpkt = nil
             writeFrame(packet)
+            frames &+= 1
             pool.freePacket(packet)
         }
+        if kernel.turns >= nextLook, let steering { nextLook = steering.look(frames: frames) }
     }
 
     private final func writeFrame(_ packet: Mbuf) {

@@ -29,6 +29,7 @@ package final class InterfaceTable {
     private var replaced: [UInt16: EthertypeTaker] = [:]
     /// Told of every ALPS_IFEVENT_*, with the address it is about.
     var onChange: ((UInt32, Interface, alps_ifaddr?) -> Void)?
+    private(set) var tapSteer: Tunable!
     /// The link layer of all interfaces.
     package let ethernet = Ethernet()
 
@@ -48,6 +49,10 @@ package final class InterfaceTable {
     func attach(_ kernel: Kernel) {
         self.kernel = kernel
         ethernet.attach(kernel)
+        tapSteer = kernel.tunables.add(
+            "net.link.tap.steer",
+            "while much passes, other CPUs than the loop's do the system's receive work for a tap, if the loop is kept from some",
+            kind: .boolean, default: 1, range: 0...1)
         let table = UnsafeMutablePointer<alps_ifnet_ops>.allocate(capacity: 1)
         table.initialize(to: makeIfnetOps())
         opsTable = table

@@ -12,6 +12,7 @@ package final class Tap: FrameDevice {
         try super.init(
             descriptor: try Self.open(name, offload), headerSize: MemoryLayout<virtio_net_hdr_v1>.size,
             capabilities: offload ? UInt32(ALPS_IFCAP_TXCSUM | ALPS_IFCAP_TSO4) : 0, kernel: kernel)
+        steering = ReceiveSteering(interface: name, tap: descriptor, kernel: kernel)
     }
 
     private static func open(_ name: String, _ offload: Bool) throws -> Int32 {

@@ -300,8 +300,8 @@ private func putLocked(
     _ ring: RingPointer, _ page: RingPage, _ wanted: Int, _ fill: (UnsafeMutableRawPointer, Int) -> Int
 ) -> Put {
     guard alps_load_word(&page.pointee.closed) & ALPS_RING_SEND == 0 else { return .closed }
-    let capacity = ring.pointee.sendCapacity
-    guard !isBehind(page) else { return .full }
+    let capacity = UInt64(alps_load_word(&page.pointee.send_size))
+    guard capacity.nonzeroBitCount == 1, capacity <= ring.pointee.sendCapacity, !isBehind(page) else { return .full }
     var tail = alps_load_position(&page.pointee.send_tail)
     var free = space(page)
     // A writer that is faster than the network waits for a good piece, instead of taking each segment's room by itself.

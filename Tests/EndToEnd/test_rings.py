@@ -79,6 +79,32 @@ def staged(stack, *argv, seconds=120, at_stage=None, outside=False):
 
 # --- bytes
 
+SEND = """
+import hashlib, random, socket, sys
+s = socket.create_connection((sys.argv[1], 9000)); r = random.Random(7); h = hashlib.sha256()
+for n in range(96):
+    data = r.randbytes(1 << 20); h.update(data); s.sendall(data)
+print(h.hexdigest())
+"""
+TAKE = """
+import hashlib, socket, sys
+s = socket.create_server((sys.argv[1], 9000)); print("ready", flush=True); c, _ = s.accept(); h = hashlib.sha256()
+while data := c.recv(1 << 18): h.update(data)
+print(h.hexdigest())
+"""
+
+
+@pytest.mark.parametrize("lost", ["", " drop 150,151,300,301,302,450,700,1000"])
+def test_a_send_ring_grows_in_mid_stream_when_the_path_takes_more(make_stack, lost):
+    stack = make_stack("--link", "delay 5ms limit 100000" + lost)
+    taker = stack.spawn_outside(PYTHON, "-c", TAKE, KERNEL)
+    assert taker.stdout.readline() == "ready\n"
+    sent = stack.run(PYTHON, "-c", SEND, KERNEL).stdout
+    assert taker.communicate(timeout=60)[0] == sent
+    assert socket_counters(stack)["rings_extended"] > 0
+    assert_unharmed(stack)
+
+
 
 def traffic(stack, program, first, count, workers=2, seconds=500):
     """Seeds, some at a time. What went wrong."""

@@ -113,4 +113,95 @@ import Testing
         client.end()
         host.finish()
     }
+
+    /// More of a ring's memory is used once the path has been short of it for a while; what is in it moves.
+    @Test(arguments: [0, 1, 300_001, 1 << 20]) func aRingGrowsWithBytesInIt(_ before: Int) throws {
+        let host = try LiveHost()
+        let client = try TestClient(host)
+        let (a, b) = try client.connection()
+        let page = try openRing(client, a, ALPS_RING_SEND)
+        #expect(page.pointee.send_size == 1 << 20 && page.pointee.send_capacity == 4 << 20)
+        let first = page.pointee.send_tail
+        var read = first
+        func byte(_ position: UInt64) -> UInt8 { UInt8(truncatingIfNeeded: position ^ position >> 8 ^ position >> 16) }
+        func write(_ most: Int) throws {
+            let room = page.pointee.send_head + UInt64(page.pointee.send_limit) - page.pointee.send_tail
+            let ring = UnsafeMutableRawPointer(page) + Int(page.pointee.send_offset)
+            for position in page.pointee.send_tail..<page.pointee.send_tail + min(UInt64(most), room) {
+                ring.storeBytes(of: byte(position), toByteOffset: Int(position) & Int(page.pointee.send_size - 1), as: UInt8.self)
+            }
+            page.pointee.send_tail += min(UInt64(most), room)
+            _ = try client.ask(ALPS_OP_STREAM_BELL, socket: a.handle)
+        }
+        var wrong = 0
+        var buffer = [UInt8](repeating: 0, count: 1 << 16)
+        func readAll() {
+            host.run {
+                while case let count = recv(b.fd, &buffer, buffer.count, Int32(MSG_DONTWAIT)), count > 0 {
+                    for each in 0..<count where buffer[each] != byte(read + UInt64(each)) { wrong += 1 }
+                    read += UInt64(count)
+                }
+                return read == page.pointee.send_tail
+            }
+        }
+        while page.pointee.send_tail < first + UInt64(before) {
+            try write(Int(first) + before - Int(page.pointee.send_tail))
+            readAll()
+        }
+        func fill() throws {
+            while page.pointee.send_tail < page.pointee.send_head + UInt64(page.pointee.send_limit) {
+                try write(1 << 22)
+                host.settle()
+            }
+        }
+        // Linux doubles what is asked for: all that is used, at first.
+        #expect(try set(client, a, SO_SNDBUF, Int32(512 << 10)) == 0)
+        try fill()
+        #expect(page.pointee.send_limit == 1 << 20)
+        page.pointee.write_lock = 1
+        #expect(try set(client, a, SO_SNDBUF, Int32(2 << 20)) == 0)
+        host.settle()
+        _ = try client.ask(ALPS_OP_STREAM_BELL, socket: a.handle)
+        #expect(page.pointee.send_size == 1 << 20, "a writer has the lock")
+        alps_unlock_word(&page.pointee.write_lock, ALPS_RING_WAITED)
+        _ = try client.ask(ALPS_OP_STREAM_BELL, socket: a.handle)
+        host.settle()
+        try #require(page.pointee.send_size == 4 << 20 && page.pointee.send_limit == 4 << 20)
+        try fill()
+        readAll()
+        #expect(read == page.pointee.send_tail && read > first + UInt64(before) + 4 << 20)
+        #expect(wrong == 0)
+        munmap(page, 4096)
+        close(a.fd)
+        close(b.fd)
+        client.end()
+        host.finish()
+    }
+
+    /// One that runs empty is not too short: it is the path that waits.
+    @Test func aRingThatRunsEmptyDoesNotGrow() throws {
+        let host = try LiveHost()
+        let client = try TestClient(host)
+        let (a, b) = try client.connection()
+        let page = try openRing(client, a, ALPS_RING_SEND)
+        #expect(try set(client, a, SO_SNDBUF, Int32(2 << 20)) == 0)
+        host.settle()
+        var buffer = [UInt8](repeating: 0, count: 1 << 16)
+        for _ in 0..<3 {
+            page.pointee.send_tail += 1 << 20
+            _ = try client.ask(ALPS_OP_STREAM_BELL, socket: a.handle)
+            host.run {
+                while recv(b.fd, &buffer, buffer.count, Int32(MSG_DONTWAIT)) > 0 {}
+                return page.pointee.send_head == page.pointee.send_tail
+            }
+            _ = try client.ask(ALPS_OP_STREAM_BELL, socket: a.handle)
+            host.settle()
+        }
+        #expect(page.pointee.send_size == 1 << 20)
+        munmap(page, 4096)
+        close(a.fd)
+        close(b.fd)
+        client.end()
+        host.finish()
+    }
 }

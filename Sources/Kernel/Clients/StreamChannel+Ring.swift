@@ -51,8 +51,7 @@ extension StreamChannel {
         let layer = socket.kernel.sockets
         guard socket.kernel.streamRings.count < layer.maxRings.value else { return nil }
         func capacity(_ buffer: alps_sockbuf) -> Int {
-            let least = max(Int(layer.ringSpace.value), Int(buffer.limit), Int(buffer.capacity), 1 << 16)
-            return 1 << (Int.bitWidth - (least - 1).leadingZeroBitCount)
+            Self.powerOfTwo(max(Int(layer.ringSpace.value), Int(buffer.limit), Int(buffer.capacity), 1 << 16))
         }
         let (receive, send) = (capacity(socket.raw.pointee.rcv), capacity(socket.raw.pointee.snd))
         guard receive <= 1 << 30, send <= 1 << 30 else { return nil }
@@ -61,6 +60,14 @@ extension StreamChannel {
         if ring != nil { kernel.streamRings.ringMade(self) }
         return ring
     }
+
+    /// So much of a send ring is used at first: a near cache can hold it.
+    private static let firstSendSpace: UInt32 = 1 << 20
+    /// It has more room when it has been short of it for so long, ns.
+    private static let shortTime: UInt64 = 1_000_000
+
+    /// The least one that is not smaller.
+    private static func powerOfTwo(_ bytes: Int) -> Int { 1 << (Int.bitWidth - (bytes - 1).leadingZeroBitCount) }
 
     private func isActive(_ direction: UInt32) -> Bool { activeRings & direction != 0 }
 
@@ -77,7 +84,12 @@ extension StreamChannel {
     }
 
     private func beginSending(_ socket: Socket, _ ring: StreamRing) {
-        if !socket.isSendMapped { socket.moveSendBuffer(to: ring.storage(ALPS_RING_SEND)) }
+        if !socket.isSendMapped {
+            let least = max(Self.firstSendSpace, socket.raw.pointee.snd.capacity, socket.raw.pointee.snd.limit)
+            let capacity = min(Self.powerOfTwo(Int(least)), Int(ring.capacity(ALPS_RING_SEND)))
+            socket.moveSendBuffer(to: ring.storage(ALPS_RING_SEND), capacity: UInt32(capacity))
+        }
+        ring.words.sendSize = socket.raw.pointee.snd.capacity
         ring.words.sendTail = socket.raw.pointee.snd.tail
         ring.words.pairDrained = ring.words.pairFinished
     }
@@ -227,6 +239,7 @@ extension StreamChannel {
 
     /// What has come, and what has been acknowledged.
     func publish(_ socket: Socket, _ ring: RingWords) {
+        if isSendRingShort { considerExtending(socket, ring) }
         if isActive(ALPS_RING_SEND) {
             if socket.isDisconnected || socket.cannotSendMore {
                 setActive(activeRings & ~ALPS_RING_SEND, ring)
@@ -239,6 +252,27 @@ extension StreamChannel {
             ring.receiveTail = socket.raw.pointee.rcv.head &+ UInt64(socket.receiveAvailable)
             showReadable(socket, ring)
         }
+    }
+
+    /// If the ring runs empty it is the writer that the path waits for. More room is no help then, and a ring that is larger
+    /// than a near cache is slower.
+    @inline(never)
+    private func considerExtending(_ socket: Socket, _ words: RingWords) {
+        let send = socket.raw.pointee.snd
+        guard let ring, socket.isSendMapped, send.head != send.tail, ring.wantedSendSpace > send.capacity else {
+            isSendRingShort = false
+            return
+        }
+        // No writer may be at it, and no packet refer to what will move; else the next time.
+        guard kernel.clock.now &- ring.shortSince >= Self.shortTime, words.tryLockWriting() else { return }
+        defer { words.unlockWriting() }
+        takeFromRing(socket, words)
+        guard isOpen, send.ext?.pointee.references == 1 else { return }
+        socket.extendSendRing(to: UInt32(Self.powerOfTwo(Int(ring.wantedSendSpace))))
+        words.sendSize = socket.raw.pointee.snd.capacity
+        socket.kernel.sockets.count(.ringsExtended)
+        socket.setSendLimit(ring.wantedSendSpace)
+        isSendRingShort = false
     }
 
     private func showRoom(_ socket: Socket, _ ring: RingWords) {

@@ -25,6 +25,8 @@ final class StreamChannel: Channel {
     var needsWriteLock = false
     /// Times that the locks are still to be looked at, after the death of a process.
     var examinations: UInt8 = 0
+    /// The path may take more than the send ring has room for.
+    var isSendRingShort = false
     /// Code that knows nothing of rings may use the socket.
     var staysInBand = false
     /// Filler bytes that make the pair unwritable until a non-blocking connect is done.
@@ -91,6 +93,13 @@ final class StreamChannel: Channel {
             if let words, noteRead(socket, words) { socket.markDirty() }
             takeWritten(socket)
         }
+    }
+
+    override func sendRingIsShort(_ bytes: UInt32) {
+        guard let ring else { return }
+        if !isSendRingShort { ring.shortSince = kernel.clock.now }
+        ring.wantedSendSpace = min(bytes, ring.capacity(ALPS_RING_SEND))
+        isSendRingShort = true
     }
 
     override func bell() {

@@ -12,6 +12,10 @@ final class StreamRing {
     private var page: UnsafeMutablePointer<alps_stream_ring> { words.page }
     private let extents: UnsafeMutablePointer<alps_ext>
 
+    /// Bytes that the send ring should have room for, and since when.
+    var wantedSendSpace: UInt32 = 0
+    var shortSince: UInt64 = 0
+
     private static let controlBytes = 4096
 
     /// Capacities are powers of two, bytes. Nil if the system has no memory file or address range to give.
@@ -87,6 +91,11 @@ struct RingWords {
     var sendLimit: UInt32 {
         get { withUnsafeMutablePointer(to: &page.pointee.send_limit) { alps_load_acquire($0) } }
         nonmutating set { withUnsafeMutablePointer(to: &page.pointee.send_limit) { alps_store_release($0, newValue) } }
+    }
+    /// Under the writers' lock.
+    var sendSize: UInt32 {
+        get { withUnsafeMutablePointer(to: &page.pointee.send_size) { alps_load_acquire($0) } }
+        nonmutating set { withUnsafeMutablePointer(to: &page.pointee.send_size) { alps_store_release($0, newValue) } }
     }
     var pairFinished: UInt32 { withUnsafeMutablePointer(to: &page.pointee.pair_finished) { alps_load_acquire($0) } }
     var pairDrained: UInt32 {

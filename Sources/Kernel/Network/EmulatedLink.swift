@@ -40,6 +40,10 @@ package final class LinkedDevice: Device {
 
     package override func drainQueue() { inner.drainQueue() }
 
+    package override var spareBuffers: Int { inner.spareBuffers }
+
+    package override func setPromiscuous(_ on: Bool) { inner.setPromiscuous(on) }
+
     package override func close() {
         outgoing?.close()
         receiving?.close()

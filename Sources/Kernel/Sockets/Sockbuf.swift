@@ -23,31 +23,45 @@ extension Socket {
             buffer.limit = buffer.capacity
             return
         }
-        replace(&buffer, with: ext)
+        replace(&buffer, with: ext, capacity: ext.pointee.length)
         buffer.limit = limit
     }
 
+    /// As `setLimit`. A ring that a client maps may have to grow first, which takes its channel.
+    func setSendLimit(_ limit: UInt32) {
+        setLimit(&raw.pointee.snd, limit, isMapped: isSendMapped)
+        if limit > raw.pointee.snd.limit { channel?.sendRingIsShort(limit) }
+    }
+
     /// The buffers live in memory that a client maps from now on. `ext` is not smaller than what there is, and owned by the
-    /// socket then.
-    func moveSendBuffer(to ext: UnsafeMutablePointer<alps_ext>) {
-        replace(&raw.pointee.snd, with: ext)
-        raw.pointee.snd.limit = min(raw.pointee.snd.limit, ext.pointee.length)
+    /// socket then. `capacity`: how much of it is used as a ring, bytes, a power of two.
+    func moveSendBuffer(to ext: UnsafeMutablePointer<alps_ext>, capacity: UInt32) {
+        replace(&raw.pointee.snd, with: ext, capacity: capacity)
+        raw.pointee.snd.limit = min(raw.pointee.snd.limit, capacity)
         isSendMapped = true
     }
 
+    /// More of its memory is used as a ring. What is in it goes to its new place; nothing may refer to the old one.
+    func extendSendRing(to capacity: UInt32) {
+        guard let ext = raw.pointee.snd.ext, capacity <= ext.pointee.length else { return }
+        copyRing(raw.pointee.snd, raw.pointee.snd.head..<raw.pointee.snd.tail, to: ext, capacity: capacity)
+        raw.pointee.snd.capacity = capacity
+    }
+
     func moveReceiveBuffer(to ext: UnsafeMutablePointer<alps_ext>) {
-        replace(&raw.pointee.rcv, with: ext)
+        replace(&raw.pointee.rcv, with: ext, capacity: ext.pointee.length)
         raw.pointee.rcv.limit = min(raw.pointee.rcv.limit, ext.pointee.length)
         isReceiveMapped = true
     }
 
-    private func replace(_ buffer: inout alps_sockbuf, with ext: UnsafeMutablePointer<alps_ext>) {
-        copyRing(buffer, to: ext)
+    private func replace(_ buffer: inout alps_sockbuf, with ext: UnsafeMutablePointer<alps_ext>, capacity: UInt32) {
+        // All that can matter lies within one capacity behind `head`, data that arrived out of order included.
+        copyRing(buffer, buffer.head..<buffer.head &+ UInt64(buffer.capacity), to: ext, capacity: capacity)
         // Segments under way may still refer to the old ring.
         if let old = buffer.ext { Arena.release(old) }
         buffer.ext = ext
         buffer.base = ext.pointee.base
-        buffer.capacity = ext.pointee.length
+        buffer.capacity = capacity
     }
 
     /// More room, because the path takes it. What the application has chosen stays.
@@ -55,7 +69,7 @@ extension Socket {
         let limit = min(bytes, UInt32(truncatingIfNeeded: kernel.sockets.maxSockbuf.value))
         if isSend {
             guard !isSendSizeChosen, limit > raw.pointee.snd.limit else { return raw.pointee.snd.limit }
-            setLimit(&raw.pointee.snd, limit, isMapped: isSendMapped)
+            setSendLimit(limit)
             if isWriterWaiting {
                 isWriterWaiting = false
                 markDirty()
@@ -67,18 +81,18 @@ extension Socket {
         return raw.pointee.rcv.limit
     }
 
-    /// All that can matter lies within one capacity behind `head`, data that arrived out of order included.
-    private func copyRing(_ buffer: alps_sockbuf, to ext: UnsafeMutablePointer<alps_ext>) {
+    /// To a ring of `capacity` bytes in `ext`, which may be larger, and the same memory.
+    private func copyRing(
+        _ buffer: alps_sockbuf, _ positions: Range<UInt64>, to ext: UnsafeMutablePointer<alps_ext>, capacity: UInt32
+    ) {
         guard let base = buffer.base else { return }
-        var position = buffer.head
-        var left = Int(buffer.capacity)
-        while left > 0 {
+        var position = positions.lowerBound
+        while position < positions.upperBound {
             let from = Int(position & UInt64(buffer.capacity - 1))
-            let to = Int(position & UInt64(ext.pointee.length - 1))
-            let count = min(left, Int(buffer.capacity) - from, Int(ext.pointee.length) - to)
-            memcpy(ext.pointee.base + to, base + from, count)
+            let to = Int(position & UInt64(capacity - 1))
+            let count = min(Int(positions.upperBound - position), Int(buffer.capacity) - from, Int(capacity) - to)
+            if ext.pointee.base + to != base + from { memcpy(ext.pointee.base + to, base + from, count) }
             position &+= UInt64(count)
-            left -= count
         }
     }
 

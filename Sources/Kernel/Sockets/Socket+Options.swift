@@ -176,7 +176,7 @@ extension Socket {
         let limit = UInt32(min(max(Int64(bytes) * 2, isSend ? 4608 : 2304), kernel.sockets.maxSockbuf.value))
         if isSend {
             isSendSizeChosen = true
-            setLimit(&raw.pointee.snd, limit, isMapped: isSendMapped)
+            setSendLimit(limit)
             markDirty()
         } else {
             raw.pointee.options |= ALPS_SO_RCVBUF_CHOSEN

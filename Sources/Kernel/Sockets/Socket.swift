@@ -14,6 +14,9 @@ open class SocketChannel: ReadyHandler {
     /// The program sends what it has held back (UDP_CORK).
     package func uncorked(_ socket: Socket) {}
 
+    /// The ring that a client maps has not the room for so many bytes.
+    package func sendRingIsShort(_ bytes: UInt32) {}
+
     /// A client has done something in memory that it shares with the channel.
     package func bell() {}
 

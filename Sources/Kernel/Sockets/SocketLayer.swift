@@ -5,7 +5,7 @@ import PluginAPI
 package final class SocketLayer {
     /// What `alps stat` shows of the socket layer.
     enum Counter: Int, CaseIterable {
-        case made, refused, listenOverflows, datagramsDropped, ringsOpened, ringsClosed, ringBells, ringViolations
+        case made, refused, listenOverflows, datagramsDropped, ringsOpened, ringsExtended, ringsClosed, ringBells, ringViolations
         case payloadsReadToPlace, payloadsTakenBack
 
         var name: String {
@@ -15,6 +15,7 @@ package final class SocketLayer {
             case .listenOverflows: "listen_overflows"
             case .datagramsDropped: "datagrams_dropped"
             case .ringsOpened: "rings_opened"
+            case .ringsExtended: "rings_extended"
             case .ringsClosed: "rings_closed"
             case .ringBells: "ring_bells"
             case .ringViolations: "ring_violations"
@@ -30,6 +31,7 @@ package final class SocketLayer {
             case .listenOverflows: "connections refused since a listen queue was full"
             case .datagramsDropped: "datagrams dropped since a receive queue was full"
             case .ringsOpened: "directions of streams that went over to shared memory"
+            case .ringsExtended: "send rings of streams that have got more room"
             case .ringsClosed: "directions of streams that came back from it"
             case .ringBells: "times a client has woken the host for a ring"
             case .ringViolations: "connections reset since a client has broken the rules of rings"

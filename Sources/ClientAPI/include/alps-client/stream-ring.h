@@ -1,6 +1,7 @@
 /// Rings of a stream socket in shared memory: the way of bulk data between a client and the host.
 ///
-/// The file has a control page and two rings. A ring holds byte p of its stream at [p & (capacity - 1)]; positions count from
+/// The file has a control page and two rings. A ring holds byte p of its stream at [p & (capacity - 1)], where for the send ring
+/// that is send_size, not more than send_capacity: the host may raise it, and moves what is in the ring. Positions count from
 /// the host's beginning of the stream and never wrap. The file belongs to one socket: who holds the socket may map it,
 /// nobody else does. The host believes nothing that stands in it. A process has a session of its own before it touches the
 /// file, a child of fork too: by the session's end the host knows that it may have died in the middle of something.
@@ -40,7 +41,7 @@
 
 #include <stdint.h>
 
-#define ALPS_RING_MAGIC 0x52504c41u  ///< "ALPR"
+#define ALPS_RING_MAGIC 0x32504c41u  ///< "ALP2"
 #define ALPS_RING_RECEIVE 1u         ///< directions: to the application
 #define ALPS_RING_SEND 2u
 #define ALPS_RING_NEVER_AGAIN 4u     ///< with ALPS_OP_STREAM_PAIR: no process gets rings for this socket any more
@@ -69,7 +70,8 @@ typedef struct alps_stream_ring {
     uint32_t pair_waited;      ///< a writer sets, host clears
     uint32_t room_turn;
     uint32_t room_waited;      ///< a writer sets, host clears
-    uint8_t reserved1[16];
+    uint32_t send_size;        ///< bytes of the send ring's memory that are a ring, a power of two. Under write_lock
+    uint8_t reserved1[12];
     // readers
     uint32_t read_lock;
     uint32_t read_bell;        ///< host sets, reader clears

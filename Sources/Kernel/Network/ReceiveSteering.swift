@@ -17,6 +17,8 @@ final class ReceiveSteering {
     private var descriptor: Int32 = -1
     /// It cannot be had, or somebody else has set it.
     private var isGivenUp = false
+    /// Since the load began.
+    private var hasTried = false
 
     /// `tap` is the descriptor of the tap interface, which stays the caller's.
     init(interface: String, tap: Int32, kernel: Kernel) {
@@ -33,9 +35,15 @@ final class ReceiveSteering {
     /// passed in both directions since the device was made.
     func look(frames: UInt64) -> UInt64 {
         let isBusy = load.look(turns: kernel.turns, frames: frames, now: kernel.clock.now)
-        let wanted = isBusy && isWanted.value != 0
-        if wanted, descriptor < 0, !isGivenUp { begin() }
-        if !wanted { end() }
+        guard isBusy, isWanted.value != 0 else {
+            end()
+            hasTried = false
+            return kernel.turns &+ SteeringLoad.window
+        }
+        if !hasTried, !isGivenUp {
+            hasTried = true
+            begin()
+        }
         return kernel.turns &+ SteeringLoad.window
     }
 
@@ -49,7 +57,6 @@ final class ReceiveSteering {
 
     private func begin() {
         let others = CPUSet.available.subtracting(.ofThisThread)
-        // It may be pinned later.
         guard !others.list.isEmpty else { return }
         isGivenUp = true
         guard isOurs else { return giveUp("/sys has not this interface") }

@@ -96,7 +96,7 @@ final class StreamChannel: Channel {
     }
 
     override func sendRingIsShort(_ bytes: UInt32) {
-        guard let ring else { return }
+        guard let ring, ring.capacity(ALPS_RING_SEND) > borrowed({ $0.raw.pointee.snd.capacity }) else { return }
         if !isSendRingShort { ring.shortSince = kernel.clock.now }
         ring.wantedSendSpace = min(bytes, ring.capacity(ALPS_RING_SEND))
         isSendRingShort = true

@@ -2,7 +2,7 @@
    ring_faults serve PORT [anything] | client PORT | siblings PORT SEED ROUNDS | hostile PORT SEED | waiting WAY | stolen | limits TEST */
 #include "ring_peer.h"
 
-#define HOSTILE_MAGIC 0x52504c41u
+#define HOSTILE_MAGIC 0x32504c41u
 
 /* One byte of a writer's own sequence; the top two bits say whose it is. */
 static unsigned char written_byte(unsigned writer, uint64_t position) {

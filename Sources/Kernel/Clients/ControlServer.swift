@@ -270,22 +270,21 @@ package final class ControlServer {
         }
     }
 
-    private var tombstones: [SocketHandle: alps_client_sockaddr] = [:]
-    private var tombstoneOrder: [SocketHandle] = []
+    /// The last ones, from `oldestTombstone` on when there are as many as may be.
+    private var tombstones: [(handle: SocketHandle, name: alps_client_sockaddr)] = []
+    private var oldestTombstone = 0
     private static let maximumTombstones = 4096
 
     /// Both directions have ended and the socket is given up; a process may still hold its end and ask about it.
     func remember(_ socket: Socket) {
-        if tombstoneOrder.count >= Self.maximumTombstones {
-            for handle in tombstoneOrder.prefix(Self.maximumTombstones / 2) { tombstones[handle] = nil }
-            tombstoneOrder.removeFirst(Self.maximumTombstones / 2)
-        }
-        tombstones[socket.handle] = clientAddress(socket.localAddress)
-        tombstoneOrder.append(socket.handle)
+        let tombstone = (handle: socket.handle, name: clientAddress(socket.localAddress))
+        guard tombstones.count == Self.maximumTombstones else { return tombstones.append(tombstone) }
+        tombstones[oldestTombstone] = tombstone
+        oldestTombstone = (oldestTombstone + 1) % Self.maximumTombstones
     }
 
     /// The local name that a socket had whose both directions have ended.
-    func lastName(_ handle: SocketHandle) -> alps_client_sockaddr? { tombstones[handle] }
+    func lastName(_ handle: SocketHandle) -> alps_client_sockaddr? { tombstones.first { $0.handle == handle }?.name }
 
     /// Of a netlink or packet socket.
     func newMessageHandle() -> SocketHandle {

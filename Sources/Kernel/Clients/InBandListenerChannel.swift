@@ -33,6 +33,9 @@ final class InBandListenerChannel: Channel {
     /// Connections in the pair that nobody has accepted yet.
     private var depth: Int { Int(alps_bytes_unread_by_peer(descriptor) / Self.messageCost) }
 
+    /// `depth` the last time that it was looked at, and what has been sent since: no fewer than are there.
+    private var mostWaiting = 0
+
     private func handOut() {
         guard isOpen, !socket.isClosed else { return }
         if socket.cannotReceiveMore {
@@ -45,7 +48,8 @@ final class InBandListenerChannel: Channel {
         let limit = max(Int(socket.raw.pointee.backlog), 1)
         while handingOut != nil || socket.raw.pointee.queue_length > 0 {
             // The surplus stays in the socket's own queue, whose length its transport knows.
-            guard depth < limit else { return wantRoom(true) }
+            if mostWaiting >= limit { mostWaiting = depth }
+            guard mostWaiting < limit else { return wantRoom(true) }
             if handingOut == nil { handingOut = next() }
             guard let (waiting, descriptor) = handingOut else { return }
             var info = waiting
@@ -53,6 +57,7 @@ final class InBandListenerChannel: Channel {
             if sent < 0, errno == EAGAIN { return wantRoom(true) }
             if sent < 0, errno == ETOOMANYREFS || errno == ENOBUFS || errno == ENOMEM { return retryLater() }
             handingOut = nil
+            mostWaiting += 1
             close(descriptor)
             if sent < 0 { return }
         }

@@ -39,8 +39,9 @@ final class StreamChannel: Channel {
     private var leftUnread = false
     private var endOfStreamTold = false
     private var refusesWrites = false
-    /// There may be bytes in the pair that have not been looked at: saves a system call in turns that bring none.
-    var mayHaveUnread = true
+    /// There may be bytes in the pair that have not been looked at: saves a system call in turns that bring none. The seed byte
+    /// makes an event of its own.
+    var mayHaveUnread = false
     /// It has shut down reading.
     var applicationReadsNoMore = false
     /// Small messages are looked at only, each with one call, and read away some at a time (SO_PEEK_OFF).

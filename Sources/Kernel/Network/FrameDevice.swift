@@ -21,6 +21,10 @@ package class FrameDevice: Device {
     private final var nextLook = UInt64.max
     /// How many have passed, in both directions.
     private final var frames: UInt64 = 0
+    /// The last time that all were read there was but one.
+    private final var comesAlone = false
+    /// The turn that has not asked for another.
+    private final var stoppedInTurn = UInt64.max
     private final let vectors = UnsafeMutablePointer<iovec>.allocate(capacity: maximumVectors)
     /// And behind it a short frame on its way out.
     private final let header = UnsafeMutableRawPointer.allocate(
@@ -92,8 +96,18 @@ package class FrameDevice: Device {
         var first: Mbuf?
         var last: Mbuf?
         var bytes: UInt32 = 0
-        for _ in 0..<Self.batch {
-            guard let frame = readFrame() else { break }
+        // Where a frame is answered before the next one comes, half of the calls would find nothing. What is there all the same
+        // makes the descriptor ready in the next turn, which then reads all.
+        let asksOnce = comesAlone && kernel.turns != stoppedInTurn &+ 1
+        for count in 0..<Self.batch {
+            if asksOnce, count == 1 {
+                stoppedInTurn = kernel.turns
+                break
+            }
+            guard let frame = readFrame() else {
+                comesAlone = count == 1
+                break
+            }
             frames &+= 1
             if let last { last.pointee.nextpkt = frame } else { first = frame }
             last = frame

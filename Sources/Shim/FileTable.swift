@@ -83,6 +83,12 @@ struct Entry {
         get { peerPort }
         set { peerPort = newValue }
     }
+    /// Of an accepted stream: 65536 times its table's number, and 1 more than the index of its word (OptionWords.swift). Of a
+    /// listener: the first part, or what says that it has been asked for in vain. 0: none.
+    var optionWord: UInt32 {
+        get { peerAddress }
+        set { peerAddress = newValue }
+    }
     var isDatagram: Bool { kind == .datagram || kind == .connectedDatagram }
     var isNetlink: Bool { domain == UInt8(AF_NETLINK) }
     var isPacket: Bool { domain == UInt8(AF_PACKET) }
@@ -156,6 +162,8 @@ func copyEntry(from: Int32, to: Int32) {
         dropRing(target)
         freeCorkWord(target)
         shareCork(source)
+        // What is said of one number by a message, and later of the other, must not be passed by a word.
+        if source.pointee.kind == .stream { source.pointee.optionWord = 0 }
         target.pointee = source.pointee
         target.pointee.ringState &= Entry.copied
         shareRing(target)
@@ -211,7 +219,7 @@ func register(_ descriptor: Int32, _ info: alps_socket_info, fresh: Bool) -> Ent
     }
     new.born = forks
     if fresh { new.state = Entry.ancillaryKnown } else { new.ringState = Entry.inBandForGood }
-    if new.isStream { new.corkWord = 0 }
+    if new.isStream { (new.corkWord, new.optionWord) = (0, 0) }
     dropRing(found)
     freeCorkWord(found)
     found.pointee = new

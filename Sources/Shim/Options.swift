@@ -77,11 +77,13 @@ public func shimSetsockopt(
     if isSwitchedOften, name == corkOption, isMadeHere(found), setCork(found, on ?? false) { return 0 }
     // What is written next must find it corked.
     let mayBeLate = isSwitchedOften && (name != corkOption || on == false)
-    if mayBeLate, found.pointee.state & Entry.answered != 0 || activation.streamsAnswered && isMadeHere(found),
-        tell(
+    if mayBeLate, found.pointee.state & Entry.answered != 0 || activation.streamsAnswered && isMadeHere(found) {
+        if name != corkOption, setNoDelay(found, on == true) { return 0 }
+        if tell(
             ALPS_OP_SETSOCKOPT, about: found, &request, MemoryLayout<alps_sockopt_request>.size, tail: value, Int(length))
-    {
-        return 0
+        {
+            return 0
+        }
     }
     let reply = ask(
         ALPS_OP_SETSOCKOPT, about: found, &request, MemoryLayout<alps_sockopt_request>.size, tail: value,

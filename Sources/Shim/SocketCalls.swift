@@ -201,10 +201,13 @@ public func shimAccept4(
     guard accepted >= 0 else { return fail(EMFILE) }
     clearEntry(accepted)
     register(accepted, info, fresh: true)
-    if let new = entry(of: accepted), new.pointee.kind != .native { new.pointee.kind = .stream }
-    if flags & Int32(SOCK_NONBLOCK.rawValue) != 0 {
-        applyCreationFlags(accepted, flags | Int32(SOCK_CLOEXEC.rawValue))
+    if let new = entry(of: accepted), new.pointee.kind != .native {
+        new.pointee.kind = .stream
+        if found.pointee.optionWord == 0 { openOptionWords(found) }
+        noteOptionWord(new, from: found, info)
     }
+    // It does not block when it comes, and has no other flag.
+    if flags & Int32(SOCK_NONBLOCK.rawValue) == 0 { _ = alps_sys_fcntl(accepted, F_SETFL, 0) }
     writeAddress(endpoint(info.remote), to: address, length)
     return accepted
 }

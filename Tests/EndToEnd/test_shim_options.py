@@ -238,3 +238,61 @@ def test_a_client_may_write_anything_into_its_cork_words(stack, seed):
     output = stack.run("/usr/bin/python3", "-c", SCRIBBLER.replace("SEED", str(seed))).stdout
     assert output == "Operation not permitted\nall came\n"
     stack.assert_nothing_left()
+
+
+def test_no_delay_of_accepted_streams_is_as_on_the_kernel_and_needs_no_message(stack):
+    program = PROGRAM.with_name("accepting.py")
+    done = stack.run("/usr/bin/python3", program)
+    assert done.stdout == stack.outside("/usr/bin/python3", program).stdout
+    told = dict(line.split(": ") for line in done.stderr.splitlines())
+    # In a word, until somebody asks; and without the option a message waits.
+    assert told["words"] == str([1, 0] * 20)
+    assert int(told["late"]) > 10
+    assert told["none left"] == "0"
+    stack.assert_nothing_left()
+
+
+OPTION_SCRIBBLER = """
+import ctypes, os, random, re, socket, struct, threading
+listener = socket.create_server(("127.0.0.1", 0))
+def connected():
+    near = socket.create_connection(listener.getsockname())
+    far = listener.accept()[0]
+    far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return near, far
+pairs = [connected() for _ in range(4)]
+start, end = re.search(r"([0-9a-f]+)-([0-9a-f]+) \\S+ \\S+ \\S+ \\S+ +/memfd:alps-option-words", open("/proc/self/maps").read()).groups()
+start = int(start, 16)
+length = int(end, 16) - start
+try: os.truncate(f"/proc/self/map_files/{start:x}-{end}", 0)
+except OSError as error: print(error.strerror)
+done = False
+def scribble():
+    generator = random.Random(SEED)
+    while not done:
+        word = generator.randrange(length // 8 if generator.random() < .01 else 8)
+        old = ctypes.c_uint64.from_address(start + 8 * word).value
+        ctypes.c_uint64.from_address(start + 8 * word).value = generator.choice(
+            (generator.getrandbits(64), 0, old ^ 1 << 63, old ^ 1 << generator.randrange(64)))
+thread = threading.Thread(target=scribble)
+thread.start()
+for turn in range(80):
+    near, far = connected()
+    far.sendall(b"x" * 100)
+    if turn % 2: assert far.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) in (0, 1)
+    far.sendall(b"y" * 100)
+    far.close()
+    got = b""
+    while data := near.recv(1000): got += data
+    assert got == b"x" * 100 + b"y" * 100
+done = True
+thread.join()
+print("all came")
+"""
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_client_may_write_anything_into_its_option_words(stack, seed):
+    output = stack.run("/usr/bin/python3", "-c", OPTION_SCRIBBLER.replace("SEED", str(seed))).stdout
+    assert output == "Operation not permitted\nall came\n"
+    stack.assert_nothing_left()

@@ -181,6 +181,9 @@ static inline uint32_t alps_exchange_word(volatile void *word, uint32_t value) {
 static inline int alps_swap_word(volatile void *word, uint32_t expected, uint32_t value) {
     return __atomic_compare_exchange_n((volatile uint32_t *)word, &expected, value, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
 }
+static inline int alps_swap_handle(volatile void *word, uint64_t expected, uint64_t value) {
+    return __atomic_compare_exchange_n((volatile uint64_t *)word, &expected, value, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
+}
 static inline uint32_t alps_set_bits(volatile void *word, uint32_t bits) {
     return __atomic_fetch_or((volatile uint32_t *)word, bits, __ATOMIC_SEQ_CST);
 }

@@ -196,6 +196,9 @@ static inline uint64_t alps_load_position(const volatile void *word) {
 static inline void alps_store_position(volatile void *word, uint64_t value) {
     __atomic_store_n((volatile uint64_t *)word, value, __ATOMIC_RELEASE);
 }
+static inline uint64_t alps_exchange_handle(volatile void *word, uint64_t value) {
+    return __atomic_exchange_n((volatile uint64_t *)word, value, __ATOMIC_SEQ_CST);
+}
 /// What is written before is seen before anything that is read behind it.
 static inline void alps_full_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 /// Takes a lock word that is free.

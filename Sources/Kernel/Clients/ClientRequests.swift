@@ -151,6 +151,10 @@ enum ClientRequests {
         case UInt32(ALPS_OP_LISTEN):
             guard let backlog = load(payload, Int32.self) else { return session.reply(frame, error: EINVAL) }
             session.reply(frame, error: listen(socket, backlog))
+        case UInt32(ALPS_OP_OPTION_WORDS):
+            guard let listener = socket.channel as? InBandListenerChannel else { return session.reply(frame, error: EINVAL) }
+            guard let words = listener.openOptionWords() else { return session.reply(frame, error: ENOMEM) }
+            session.reply(frame, bytes(OptionWords.count), passing: fcntl(words.descriptor, F_DUPFD_CLOEXEC, 0))
         case UInt32(ALPS_OP_UNCONNECT): session.reply(frame, error: socket.disconnect())
         case UInt32(ALPS_OP_SHUTDOWN):
             guard let how = load(payload, Int32.self) else { return session.reply(frame, error: EINVAL) }
@@ -174,6 +178,9 @@ enum ClientRequests {
             let value = Array(payload.dropFirst(MemoryLayout<alps_sockopt_request>.size).prefix(Int(request.length)))
             if StreamChannel.isCork(level: request.level, name: request.name) {
                 (socket.channel as? StreamChannel)?.leaveCork(socket)
+            }
+            if StreamChannel.isNoDelay(level: request.level, name: request.name) {
+                (socket.channel as? StreamChannel)?.closeOptionWord(socket)
             }
             session.reply(frame, error: socket.setOption(level: request.level, name: request.name, value))
         case UInt32(ALPS_OP_GETSOCKNAME): session.reply(frame, bytes(clientAddress(socket.localAddress)))

@@ -7,6 +7,7 @@ import PluginAPI
 /// accept is one recvmsg, and hand-out between processes is the kernel's.
 final class InBandListenerChannel: Channel {
     private var handingOut: (info: alps_socket_info, descriptor: Int32)?
+    var optionWords: OptionWords?
 
     override func ready(_ events: UInt32) {
         if events & UInt32(EPOLLHUP.rawValue) != 0 {
@@ -69,14 +70,16 @@ final class InBandListenerChannel: Channel {
         while let child = socket.acceptNext() {
             do {
                 let pair = try SocketPair(
-                    type: Int32(SOCK_STREAM.rawValue), handle: child.handle, seeded: true)
+                    type: Int32(SOCK_STREAM.rawValue), handle: child.handle, seeded: true, isAccepted: true)
+                let channel: StreamChannel
                 do {
-                    child.channel = try StreamChannel(child, descriptor: pair.host, cookie: pair.cookie, isAccepted: true)
+                    channel = try StreamChannel(child, descriptor: pair.host, cookie: pair.cookie, isAccepted: true)
                 } catch {
                     close(pair.host)
                     close(pair.application)
                     throw error
                 }
+                child.channel = channel
                 child.inode = pair.inode
                 if child.raw.pointee.linger > 0 {
                     // Where the shim looks for it (client.h).
@@ -84,7 +87,12 @@ final class InBandListenerChannel: Channel {
                     setsockopt(pair.application, SOL_SOCKET, SO_LINGER, &value, socklen_t(MemoryLayout<Glibc.linger>.size))
                 }
                 child.markDirty()
-                return (socketInformation(child), pair.application)
+                var info = socketInformation(child)
+                if let optionWords, let index = optionWords.open(child.handle) {
+                    channel.optionWord = (optionWords, index)
+                    info.flags |= (index + 1) << UInt16(ALPS_INFO_WORD_SHIFT)
+                }
+                return (info, pair.application)
             } catch {
                 kernel.log.write(UInt32(ALPS_LOG_ERROR), nil) { "a connection was lost before accept: \(error)" }
                 child.abort()

@@ -13,23 +13,27 @@ struct SocketPair {
     let inode: UInt64
 
     /// `type` is SOCK_STREAM or SOCK_SEQPACKET. A stream's application end gets its seed byte here, see
-    /// StreamChannel.
-    init(type: Int32, handle: SocketHandle, seeded: Bool) throws {
-        var ends: [Int32] = [-1, -1]
-        guard socketpair(AF_UNIX, type | Int32(SOCK_CLOEXEC.rawValue), 0, &ends) == 0 else {
+    /// StreamChannel. `isAccepted`: the application's end does not block either, as most servers want it.
+    init(type: Int32, handle: SocketHandle, seeded: Bool, isAccepted: Bool = false) throws {
+        var ends: (Int32, Int32) = (-1, -1)
+        let flags = Int32(SOCK_CLOEXEC.rawValue) | (isAccepted ? Int32(SOCK_NONBLOCK.rawValue) : 0)
+        let made = withUnsafeMutableBytes(of: &ends) {
+            socketpair(AF_UNIX, type | flags, 0, $0.baseAddress!.assumingMemoryBound(to: Int32.self))
+        }
+        guard made == 0 else {
             throw KernelError(errno, "socketpair: \(String(cString: strerror(errno)))")
         }
-        host = ends[0]
-        application = ends[1]
-        _ = alps_ioctl_nonblocking(host)
-        cookie = Self.cookie(ends[1])
-        inode = Self.inode(ends[1])
+        host = ends.0
+        application = ends.1
+        if !isAccepted { _ = alps_ioctl_nonblocking(host) }
+        cookie = Self.cookie(ends.1)
+        inode = Self.inode(ends.1)
         // The byte that is always left unread may pin a whole kernel buffer (70 KB after sendfile): with the default size
         // the application's end might then never become writable again.
         var room: Int32 = 212_992
-        setsockopt(ends[1], SOL_SOCKET, SO_SNDBUF, &room, socklen_t(4))
+        setsockopt(ends.1, SOL_SOCKET, SO_SNDBUF, &room, socklen_t(4))
         var mark = ALPS_MARK ^ handle.rawValue
-        setsockopt(ends[1], SOL_SOCKET, alps_SO_MAX_PACING_RATE, &mark, socklen_t(8))
+        setsockopt(ends.1, SOL_SOCKET, alps_SO_MAX_PACING_RATE, &mark, socklen_t(8))
         var seed: UInt8 = 0
         guard !seeded || send(application, &seed, 1, Int32(MSG_DONTWAIT)) == 1 else {
             let error = errno

@@ -12,6 +12,8 @@ import PluginAPI
 final class StreamChannel: Channel {
     /// TCP_CORK in shared memory (CorkWords.swift).
     var cork: CorkFollowing?
+    /// Of an accepted stream that nothing has been taken from yet (OptionWords.swift).
+    var optionWord: (OptionWords, UInt16)?
     /// Rings, once there are some.
     var ring: StreamRing?
     var words: RingWords?
@@ -93,6 +95,7 @@ final class StreamChannel: Channel {
             // Nobody else will see that something was read: after a reset it may have been the last of it.
             if let words, noteRead(socket, words) { socket.markDirty() }
             takeWritten(socket)
+            if optionWord != nil { lookAtOptionWord(socket) }
         }
     }
 
@@ -120,6 +123,8 @@ final class StreamChannel: Channel {
         endRing()
         if let cork { cork.table.enter(cork.index, nil) }
         cork = nil
+        if let (words, index) = optionWord { words.close(index) }
+        optionWord = nil
     }
 
     func pump(_ socket: Socket) {
@@ -225,6 +230,7 @@ final class StreamChannel: Channel {
                 socket.markDirty()
                 return false
             }
+            if optionWord != nil { closeOptionWord(socket) }
             let taken = take(socket, count)
             guard isOpen else { return false }
             guard taken > 0 else {

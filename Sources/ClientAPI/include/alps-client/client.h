@@ -21,6 +21,7 @@
 ///    The client's end of a stream has SO_SNDBUF 212992 or more set (425984 in force) before it is passed: the byte that
 ///    the host leaves unread keeps a whole buffer of the kernel, up to 70 kB when written by sendfile, and the end is
 ///    writable only while a quarter of its send buffer is in use at most.
+///    An accepted stream comes with O_NONBLOCK set: whoever accepts it to block clears that.
 ///    A time set with SO_LINGER is also set on the client's end, where it is without effect: all holders find it there.
 /// 4. Before a request about a socket is executed, the host drains that socket's pair, so write-then-shutdown keeps its
 ///    order.
@@ -38,7 +39,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define ALPS_CLIENT_VERSION 2u
+#define ALPS_CLIENT_VERSION 3u
 #define ALPS_FRAME_MAGIC 0x46504c41u  ///< "ALPF"
 #define ALPS_FRAME_MAX_PAYLOAD 65536u ///< from a client; replies may be up to 16 MiB (ALPS_OP_QUERY)
 
@@ -103,6 +104,7 @@
 #define ALPS_OP_STREAM_BELL 53u ///< - (a note): look at the ring of this socket
 #define ALPS_OP_CORK_WORDS 54u  ///< - -> uint32 count, one descriptor: the alps_cork_word[count] of this session
 #define ALPS_OP_CORK_WORD 55u   ///< uint32 index -> -: from now on TCP_CORK of this socket is what that word says
+#define ALPS_OP_OPTION_WORDS 56u ///< - (about a listener) -> uint32 count, one descriptor: its alps_option_word[count]
 #define ALPS_OP_PROC_NET 21u    ///< name of a file of /proc/net ("dev", "route", "arp", "tcp", ...) -> its text as Linux has it; ENOENT
 
 /// In front of everything on a session. 40 bytes.
@@ -169,7 +171,8 @@ typedef struct alps_client_sockaddr {
 typedef struct alps_socket_info {
     uint64_t handle;
     uint16_t domain, type, protocol;
-    uint16_t flags;  ///< ALPS_INFO_*
+    uint16_t flags;  ///< ALPS_INFO_*. The bits from ALPS_INFO_WORD_SHIFT on, of an accepted stream: 1 more than the index of its
+                     ///< alps_option_word, 0 if it has none
     alps_client_sockaddr local, remote;
 } alps_socket_info;
 _Static_assert(sizeof(alps_socket_info) == 64, "accept messages are 64 bytes");
@@ -177,6 +180,7 @@ _Static_assert(sizeof(alps_socket_info) == 64, "accept messages are 64 bytes");
 #define ALPS_INFO_LISTENING 1u
 #define ALPS_INFO_CONNECTED 2u  ///< datagram sockets: messages in the pair have no header
 #define ALPS_INFO_PKTINFO 4u
+#define ALPS_INFO_WORD_SHIFT 4u
 
 typedef struct alps_connect_request {
     alps_client_sockaddr address;
@@ -207,6 +211,16 @@ typedef struct alps_cork_word {
 _Static_assert(sizeof(alps_cork_word) == 16, "layout");
 
 #define ALPS_CORK_LEFT 2u
+
+/// TCP_NODELAY of a stream that has just been accepted, without a message: of whoever accepts from the listener. Until the host
+/// has taken something from the stream, its word holds the stream's handle; a client that finds it there puts
+/// ALPS_OPTION_NODELAY beside it, by an atomic exchange that fails if it is not there any more. Then, and for everything else,
+/// a message has to say it. The host believes nothing else that stands here.
+typedef struct alps_option_word {
+    uint64_t value;
+} alps_option_word;
+
+#define ALPS_OPTION_NODELAY (1ull << 63)  ///< a handle's first byte is 1
 
 typedef struct alps_ioctl_request {
     uint64_t command;

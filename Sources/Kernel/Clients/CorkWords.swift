@@ -67,6 +67,30 @@ extension StreamChannel {
         return status
     }
 
+    /// What the client wants now, to be asked before it is found out how much has been written.
+    var wantedCork: UInt32 {
+        guard let word = cork?.word else { return 0 }
+        return withUnsafeMutablePointer(to: &word.pointee.wanted) { alps_load_acquire($0) }
+    }
+
+    /// What goes may be more than was found: it was released after `wanted` had been asked, and nothing is held back again.
+    func releasesMore(since wanted: UInt32) -> Bool {
+        guard let cork, cork.isReleased, wanted | 1 != cork.seen | 1 else { return false }
+        return wantedCork == cork.seen
+    }
+
+    /// How much has been written, found by `count`, and a look at the word.
+    @inline(__always)
+    func countWithCork<Count>(_ socket: Socket, _ count: () -> Count) -> Count {
+        guard cork != nil else { return count() }
+        let wanted = wantedCork
+        let found = count()
+        lookAtCork(socket)
+        guard releasesMore(since: wanted) else { return found }
+        let more = count()
+        return releasesMore(since: wanted) ? more : found
+    }
+
     /// When it is known how much has been written, before that is taken.
     @inline(never)
     func lookAtCork(_ socket: Socket) {

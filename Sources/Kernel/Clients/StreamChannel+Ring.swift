@@ -15,6 +15,7 @@ extension StreamChannel {
         guard socket.kernel.sockets.ringSpace.value > 0, !staysInBand else { return (EOPNOTSUPP, information) }
         guard isOpen, socket.isConnected, !socket.isDisconnected else { return (EAGAIN, information) }
         stopLooking()
+        closeOptionWord(socket)
         var opened: UInt32 = 0
         if directions & ALPS_RING_RECEIVE != 0, !isActive(ALPS_RING_RECEIVE), !needsPairToReceive(socket),
             hasRoom(ALPS_RING_RECEIVE, socket.raw.pointee.rcv)
@@ -149,8 +150,7 @@ extension StreamChannel {
     @discardableResult
     func takeFromRing(_ socket: Socket, _ ring: RingWords) -> Bool {
         guard isActive(ALPS_RING_SEND) else { return false }
-        let tail = ring.sendTail
-        if cork != nil { lookAtCork(socket) }
+        let tail = countWithCork(socket) { ring.sendTail }
         let known = socket.raw.pointee.snd.tail
         guard tail != known else { return false }
         guard tail &- known <= UInt64(socket.raw.pointee.snd.capacity),

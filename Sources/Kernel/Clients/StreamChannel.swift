@@ -199,8 +199,7 @@ final class StreamChannel: Channel {
         if looksOnly, takeSmall(socket) { return isOpen }
         var budget = Self.budget
         while isOpen {
-            let unread = Int(alps_bytes_waiting(descriptor)) - 1
-            if cork != nil { lookAtCork(socket) }
+            let unread = countWithCork(socket) { Int(alps_bytes_waiting(descriptor)) - 1 }
             if plug > 0 {
                 guard socket.isConnected || applicationIsGone else {
                     if !socket.isConnecting, hasPassedDescriptors { socket.abort() }
@@ -254,6 +253,7 @@ final class StreamChannel: Channel {
             stopLooking()
             return false
         }
+        let wanted = wantedCork
         let piece = socket.sendPieces()?.first
         let room = min(piece?.count ?? 0, Self.smallMessage)
         var passes: Int32 = 0
@@ -274,7 +274,13 @@ final class StreamChannel: Channel {
             leftUnread = true
         }
         let isLong = got == room || got < 0 && error != EAGAIN && error != ECONNRESET
-        if isLong { stopLooking() } else { mayHaveUnread = false }
+        if isLong {
+            stopLooking()
+        } else if releasesMore(since: wanted) {
+            return takeSmall(socket)
+        } else {
+            mayHaveUnread = false
+        }
         return !isLong
     }
 

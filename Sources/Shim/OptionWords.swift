@@ -24,6 +24,7 @@ func openOptionWords(_ listener: EntryPointer) {
         return
     }
     listener.pointee.optionWord = inVain
+    let handle = listener.pointee.handle
     var count: UInt32 = 0
     let reply = ask(ALPS_OP_OPTION_WORDS, about: listener, into: &count, 4)
     guard reply.error == 0, reply.descriptor >= 0 else { return }
@@ -36,7 +37,8 @@ func openOptionWords(_ listener: EntryPointer) {
     var isKept = false
     locked {
         let number = optionTables.used
-        guard number < mostTables else { return }
+        // Another thread may have closed it meanwhile.
+        guard number < mostTables, listener.pointee.kind == .listener, listener.pointee.handle == handle else { return }
         optionTables.tables[number] = memory.bindMemory(to: alps_option_word.self, capacity: Int(count))
         optionTables.counts[number] = count
         optionTables.used = number + 1
@@ -59,9 +61,10 @@ func noteOptionWord(_ accepted: EntryPointer, from listener: EntryPointer, _ inf
 /// TCP_NODELAY. False: a message has to say it, and whatever is set after it.
 func setNoDelay(_ found: EntryPointer, _ on: Bool) -> Bool {
     let place = found.pointee.optionWord
-    if on, place != 0, let table = optionTables.tables[Int(place >> 16) - 1] {
+    let word = Int(place & 0xffff)
+    if on, word > 0, let table = optionTables.tables[Int(place >> 16) - 1] {
         let handle = found.pointee.handle
-        if alps_swap_handle(table + Int(place & 0xffff) - 1, handle, handle | ALPS_OPTION_NODELAY) != 0 { return true }
+        if alps_swap_handle(table + word - 1, handle, handle | ALPS_OPTION_NODELAY) != 0 { return true }
     }
     optionTables.isWanted = true
     found.pointee.optionWord = 0

@@ -3,7 +3,7 @@ import ClientAPI
 import ShimEntry
 
 // TCP_NODELAY of a stream that has just been accepted, in memory shared with the host (alps_option_word in client.h): servers set
-// it on each, and a message costs as much as the connection's data do.
+// it on each, and a message takes four system calls.
 
 private var mostTables: Int { 16 }
 

@@ -196,19 +196,25 @@ def test_cork_holds_and_lets_go_as_on_the_kernel(stack):
     stack.assert_nothing_left()
 
 
-SCRIBBLER = """
-import ctypes, os, random, re, socket, threading, time
+MAPPED = """
+import ctypes, os, random, re, socket, threading
+def mapped(name):
+    # Where the words are, and how many bytes; the file's length cannot be changed.
+    start, end = re.search(fr"([0-9a-f]+)-([0-9a-f]+) \\S+ \\S+ \\S+ \\S+ +/memfd:{name}", open("/proc/self/maps").read()).groups()
+    try: os.truncate(f"/proc/self/map_files/{int(start, 16):x}-{end}", 0)
+    except OSError as error: print(error.strerror)
+    return int(start, 16), int(end, 16) - int(start, 16)
+"""
+
+
+SCRIBBLER = MAPPED + """
 listener = socket.create_server(("127.0.0.1", 0))
 pairs = []
 for _ in range(8):
     near = socket.create_connection(listener.getsockname())
     near.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
     pairs.append((near, listener.accept()[0]))
-start, end = re.search(r"([0-9a-f]+)-([0-9a-f]+) \\S+ \\S+ \\S+ \\S+ +/memfd:alps-cork-words", open("/proc/self/maps").read()).groups()
-start = int(start, 16)
-length = int(end, 16) - start
-try: os.truncate(f"/proc/self/map_files/{start:x}-{end}", 0)
-except OSError as error: print(error.strerror)
+start, length = mapped("alps-cork-words")
 done = False
 def scribble():
     generator = random.Random(SEED)
@@ -252,8 +258,7 @@ def test_no_delay_of_accepted_streams_is_as_on_the_kernel_and_needs_no_message(s
     stack.assert_nothing_left()
 
 
-OPTION_SCRIBBLER = """
-import ctypes, os, random, re, socket, struct, threading
+OPTION_SCRIBBLER = MAPPED + """
 listener = socket.create_server(("127.0.0.1", 0))
 def connected():
     near = socket.create_connection(listener.getsockname())
@@ -261,11 +266,7 @@ def connected():
     far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return near, far
 pairs = [connected() for _ in range(4)]
-start, end = re.search(r"([0-9a-f]+)-([0-9a-f]+) \\S+ \\S+ \\S+ \\S+ +/memfd:alps-option-words", open("/proc/self/maps").read()).groups()
-start = int(start, 16)
-length = int(end, 16) - start
-try: os.truncate(f"/proc/self/map_files/{start:x}-{end}", 0)
-except OSError as error: print(error.strerror)
+start, length = mapped("alps-option-words")
 done = False
 def scribble():
     generator = random.Random(SEED)

@@ -496,7 +496,7 @@ private func sendUrgent(_ descriptor: Int32, _ buffer: UnsafeRawPointer?, _ coun
     guard let buffer, count > 0 else { return 0 }
     guard let found = stackSocket(descriptor) else { return fail(EBADF) }
     // The urgent byte goes another way, behind all that was written.
-    returnToPairForGood(descriptor)
+    returnToPairForGood(descriptor, ALPS_RING_SEND)
     if count > 1 {
         let sent = real.sendto.unsafelyUnwrapped(descriptor, buffer, count - 1, flags & ~Int32(MSG_OOB), nil, 0)
         guard sent >= 0 else { return finishWrite(descriptor) }

@@ -18,7 +18,8 @@ private func returnToPair(_ found: EntryPointer, _ descriptor: Int32, _ directio
     var directions = directions
     var isNew = false
     if forGood {
-        isNew = set(found, Entry.inBandForGood) & Entry.inBandForGood == 0
+        let state = Entry.inBandForGood(directions)
+        isNew = set(found, state) & state != state
         directions |= ALPS_RING_NEVER_AGAIN
     }
     while found.pointee.has(Entry.opensRing) { alps_sys_yield() }
@@ -39,7 +40,7 @@ private func returnToPair(_ found: EntryPointer, _ descriptor: Int32, _ directio
         if reads { unlock(&page.pointee.read_lock) }
         endUse(ring)
         // A process that confines itself must not so much as look at it.
-        if forGood { dropRing(found) }
+        if forGood, found.pointee.ringState & Entry.inBandForGood == Entry.inBandForGood { dropRing(found) }
     } else if isNew, found.pointee.born == forks {
         // By another number it may be found worth a ring.
         _ = ask(ALPS_OP_STREAM_PAIR, about: found, &directions, 4)
@@ -48,11 +49,22 @@ private func returnToPair(_ found: EntryPointer, _ descriptor: Int32, _ directio
 }
 
 @inline(__always)
-func returnToPairForGood(_ descriptor: Int32) {
+func returnToPairForGood(_ descriptor: Int32, _ directions: UInt32 = ALPS_RING_RECEIVE | ALPS_RING_SEND) {
     guard activation.active, let found = entry(of: descriptor), found.pointee.kind == .stream || found.pointee.kind == .freshStream,
-        !found.pointee.has(Entry.inBandForGood) || found.pointee.ring != 0
+        found.pointee.ringState & Entry.inBandForGood(directions) != Entry.inBandForGood(directions) || hasOpenRing(found, directions)
     else { return }
-    returnToPair(descriptor, forGood: true)
+    returnToPair(descriptor, directions, forGood: true)
+}
+
+/// By another number of the socket there may be one.
+private func hasOpenRing(_ found: EntryPointer, _ directions: UInt32) -> Bool {
+    guard found.pointee.ring != 0 else { return false }
+    var mask = sigset_t()
+    alps_block_signals(&mask)
+    defer { alps_restore_signals(&mask) }
+    guard let ring = beginUse(found) else { return false }
+    defer { endUse(ring) }
+    return ~alps_load_word(&ring.pointee.page.unsafelyUnwrapped.pointee.closed) & directions != 0
 }
 
 /// All streams, or those that another program would inherit.
@@ -103,4 +115,4 @@ public func shimInBand(_ descriptor: Int32) {
 }
 
 /// Descriptors that are about to be passed to another process.
-func returnPassedToPairs(_ message: msghdr) { forEachPassed(message, returnToPairForGood) }
+func returnPassedToPairs(_ message: msghdr) { forEachPassed(message) { returnToPairForGood($0) } }

@@ -52,8 +52,10 @@ public func beforeFork() {
 
 extension Entry {
     // ringState
-    /// Code without the shim may get at it, or the host wants none.
-    static var inBandForGood: UInt32 { 1 }
+    /// A direction never has a ring again: code without the shim may get at it, or the host wants none.
+    static var receivesInBand: UInt32 { 1 }
+    static var sendsInBand: UInt32 { 32 }
+    static var inBandForGood: UInt32 { receivesInBand | sendsInBand }
     /// The next write begins with a little in the pair, see `sendThroughRing`.
     static var opensWriting: UInt32 { 2 }
     /// It has begun: when the host has taken that, the ring is used.
@@ -67,7 +69,13 @@ extension Entry {
     /// In the upper bits: writes to the pair that are under way.
     static var writer: UInt32 { 256 }
 
+    /// Any of these.
     func has(_ state: UInt32) -> Bool { ringState & state != 0 }
+
+    /// `directions`: ALPS_RING_*.
+    static func inBandForGood(_ directions: UInt32) -> UInt32 {
+        (directions & ALPS_RING_RECEIVE != 0 ? receivesInBand : 0) | (directions & ALPS_RING_SEND != 0 ? sendsInBand : 0)
+    }
 }
 
 /// Payload of calls from which a stream is taken for one of bulk data, bytes; and how much of it.
@@ -94,7 +102,7 @@ func noteWritten(_ descriptor: Int32, _ count: Int) {
 
 @inline(never)
 private func noteBulkRead(_ descriptor: Int32, _ count: Int) {
-    guard let found = candidate(descriptor) else { return }
+    guard let found = candidate(descriptor, Entry.receivesInBand) else { return }
     found.pointee.bulkRead &+= UInt32(truncatingIfNeeded: min(count, 1 << 24))
     guard found.pointee.bulkRead >= bulkAmount else { return }
     found.pointee.bulkRead = 0
@@ -112,7 +120,7 @@ private func noteBulkRead(_ descriptor: Int32, _ count: Int) {
 
 @inline(never)
 private func noteBulkWritten(_ descriptor: Int32, _ count: Int) {
-    guard let found = candidate(descriptor) else { return }
+    guard let found = candidate(descriptor, Entry.sendsInBand) else { return }
     found.pointee.bulkWritten &+= UInt32(truncatingIfNeeded: min(count, 1 << 24))
     guard found.pointee.bulkWritten >= bulkAmount else { return }
     found.pointee.bulkWritten = 0
@@ -123,10 +131,10 @@ private func noteBulkWritten(_ descriptor: Int32, _ count: Int) {
 
 /// A stream that this process image has made, and shares with no other process. One that was shared with its ring keeps what
 /// it has: another process may be writing into the pair while a direction is opened.
-private func candidate(_ descriptor: Int32) -> EntryPointer? {
+private func candidate(_ descriptor: Int32, _ excluded: UInt32) -> EntryPointer? {
     guard !activation.confined, alps_shim_borrows_memory() == 0,
         let found = entry(of: descriptor), found.pointee.kind == .stream,
-        !found.pointee.has(Entry.inBandForGood), found.pointee.born == forks
+        !found.pointee.has(excluded), found.pointee.born == forks
     else { return nil }
     return found
 }
@@ -148,7 +156,7 @@ private func openRing(_ descriptor: Int32, _ found: EntryPointer, _ direction: U
         alps_count_word(&ringOpenings)
         let handle = found.pointee.handle
         forEachNumber(of: handle) { set($0, Entry.opensRing) }
-        if before & Entry.inBandForGood == 0, found.pointee.born == alps_load_word(&forks), direction != ALPS_RING_SEND || writersHaveLeft(handle) {
+        if before & Entry.inBandForGood(direction) == 0, found.pointee.born == alps_load_word(&forks), direction != ALPS_RING_SEND || writersHaveLeft(handle) {
             askForRing(descriptor, found, direction)
         }
         forEachNumber(of: handle) { _ = alps_clear_bits(&$0.pointee.ringState, Entry.opensRing) }
@@ -222,7 +230,7 @@ private func askForRing(_ descriptor: Int32, _ found: EntryPointer, _ direction:
     let reply = ask(
         ALPS_OP_STREAM_RING, about: found, &directions, 4, into: &information, MemoryLayout<alps_stream_ring_info>.size)
     guard reply.error == 0 else {
-        if reply.error != EAGAIN { set(found, Entry.inBandForGood) }
+        if reply.error != EAGAIN { set(found, Entry.inBandForGood(direction)) }
         return
     }
     var index = 0

@@ -118,9 +118,10 @@ public func shimSplice(
         guard targetOffset == nil else { return fail(ESPIPE) }
         return spliceToDatagrams(source, target, count, flags)
     }
-    // The kernel moves from and to pairs only.
-    returnToPairForGood(source)
-    returnToPairForGood(target)
+    // The kernel moves from and to pairs only. The other direction stays as it is: another thread may know already how much
+    // lies there, which the pair has no room for.
+    returnToPairForGood(source, ALPS_RING_RECEIVE)
+    returnToPairForGood(target, ALPS_RING_SEND)
     let moved = real.splice.unsafelyUnwrapped(source, sourceOffset, target, targetOffset, count, flags)
     guard moved <= 0, count > 0, activation.active else { return moved }
     if kind(of: source) == .stream { return finishRead(source, moved) }

@@ -12,7 +12,7 @@ extension StreamChannel {
         var information = alps_stream_ring_info()
         let both = ALPS_RING_RECEIVE | ALPS_RING_SEND
         guard directions & both != 0, directions & ~both == 0 else { return (EINVAL, information) }
-        guard socket.kernel.sockets.ringSpace.value > 0, !staysInBand else { return (EOPNOTSUPP, information) }
+        guard socket.kernel.sockets.ringSpace.value > 0, directions & staysInBand == 0 else { return (EOPNOTSUPP, information) }
         guard isOpen, socket.isConnected, !socket.isDisconnected else { return (EAGAIN, information) }
         stopLooking()
         closeOptionWord(socket)
@@ -97,7 +97,7 @@ extension StreamChannel {
 
     /// ALPS_OP_STREAM_PAIR: the asker holds the locks.
     func returnToPair(_ socket: Socket, _ directions: UInt32) {
-        if directions & ALPS_RING_NEVER_AGAIN != 0 { staysInBand = true }
+        if directions & ALPS_RING_NEVER_AGAIN != 0 { staysInBand |= directions }
         closeRing(socket, directions)
         pump(socket)
     }
@@ -358,7 +358,7 @@ extension StreamChannel {
     private func returnIfReadWithoutRing(_ socket: Socket, _ ring: RingWords) {
         guard isOpen, isReadWithoutRing(socket, ring), ring.tryLockReading() else { return }
         if isReadWithoutRing(socket, ring) {
-            staysInBand = true
+            staysInBand = ALPS_RING_RECEIVE | ALPS_RING_SEND
             closeRing(socket, ALPS_RING_RECEIVE)
         }
         ring.unlockReading()

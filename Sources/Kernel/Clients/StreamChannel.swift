@@ -29,8 +29,8 @@ final class StreamChannel: Channel {
     var examinations: UInt8 = 0
     /// The path may take more than the send ring has room for.
     var isSendRingShort = false
-    /// Code that knows nothing of rings may use the socket.
-    var staysInBand = false
+    /// ALPS_RING_*: directions that code that knows nothing of rings may use.
+    var staysInBand: UInt32 = 0
     /// Filler bytes that make the pair unwritable until a non-blocking connect is done.
     private var plug: UInt32 = 0
     /// A failed connect is told by closing the pair; a blocking one leaves it alone, since it may be tried again.

@@ -2,6 +2,8 @@
    counts of what is unread, calls that go past the shim, and several threads. ring_ends TEST */
 #include "ring_peer.h"
 
+#define UNREAD 300000  /* more than a pair holds */
+
 static void ends_well(void) {
     stage("over");
     bulk(near);
@@ -299,6 +301,45 @@ static void counts(void) {
     say("not acknowledged %ld", eventually(near, SIOCOUTQ, 0));
     ends_well();
 }
+
+/* A call that goes by way of the pair, which has no room for all that is unread. The host (HOST_PID) brings no more. */
+static void counted_before(int urgent) {
+    static unsigned char bytes[UNREAD];
+    int tube[2], unread = 0;
+    pid_t host = atoi(getenv("HOST_PID"));
+    meet_in_bulk();
+    uint64_t filled = 0;
+    // The kernel's buffer grows with what it has carried.
+    for (int turn = 0; turn < 20 && unread < UNREAD; turn++) {
+        in = receive_sequence("here", near, BACK + in, filled, BIG) - BACK;
+        bulk(near);
+        ask('f', 0, BIG);
+        filled = answer();
+        MUST(ioctl(near, FIONREAD, &unread));
+    }
+    say("enough is unread: %d", unread >= UNREAD);
+    if (urgent) {
+        MUST(send(near, "!", 1, MSG_OOB));
+    } else {
+        MUST(pipe(tube));
+        MUST(write(tube[1], bytes_at(out), BIG));
+        say("spliced %zd", splice(tube[0], NULL, near, NULL, BIG, 0));
+        out += BIG;
+    }
+    if (host > 0) kill(host, SIGSTOP), usleep(50000);
+    ssize_t got = recv(near, bytes, UNREAD, MSG_DONTWAIT);
+    if (host > 0) kill(host, SIGCONT);
+    say("read %zd", got);
+    if (got != UNREAD || differs("here", bytes, BACK + in, UNREAD)) _exit(99);
+    in = receive_sequence("here", near, BACK + in + UNREAD, filled - UNREAD, BIG) - BACK;
+    if (!urgent) {
+        ask('r', BIG, BIG);
+        answer();
+    }
+    ends_well();
+}
+static void counted_spliced(void) { counted_before(0); }
+static void counted_urgent(void) { counted_before(1); }
 
 /* Instructions of the program's own among calls that the shim sees. */
 static void past_the_shim(int reading, int writing, int by_function) {
@@ -602,7 +643,7 @@ static const struct test tests[] = {
     {"shut-reading", shut_reading}, {"shut-writing", shut_writing}, {"peer-ends", peer_ends}, {"peer-closes", peer_closes},
     {"reset-by-peer", reset_by_peer}, {"close-unread", close_unread}, {"close-unsent", close_unsent},
     {"urgent-early", urgent_early}, {"urgent-late", urgent_late}, {"in-line", in_line}, {"low-water", low_water},
-    {"counts", counts}, {"first-writes", first_writes}, {"by-number", by_number}, {"raw-reads", raw_reads}, {"stale-number", stale_number},
+    {"counts", counts}, {"counted-spliced", counted_spliced}, {"counted-urgent", counted_urgent}, {"first-writes", first_writes}, {"by-number", by_number}, {"raw-reads", raw_reads}, {"stale-number", stale_number},
     {"threads-read", threads_read}, {"threads-write", threads_write}, {"woken-by-shutdown", woken_by_shutdown},
     {"interrupted", interrupted}, {"errno-left-alone", errno_left_alone}, {"shifted", shifted},
     {"interrupted-reads", interrupted_reads}, {NULL, NULL}};

@@ -643,7 +643,8 @@ static const struct test tests[] = {
     {"shut-reading", shut_reading}, {"shut-writing", shut_writing}, {"peer-ends", peer_ends}, {"peer-closes", peer_closes},
     {"reset-by-peer", reset_by_peer}, {"close-unread", close_unread}, {"close-unsent", close_unsent},
     {"urgent-early", urgent_early}, {"urgent-late", urgent_late}, {"in-line", in_line}, {"low-water", low_water},
-    {"counts", counts}, {"counted-spliced", counted_spliced}, {"counted-urgent", counted_urgent}, {"first-writes", first_writes}, {"by-number", by_number}, {"raw-reads", raw_reads}, {"stale-number", stale_number},
+    {"counts", counts}, {"counted-spliced", counted_spliced}, {"counted-urgent", counted_urgent},
+    {"first-writes", first_writes}, {"by-number", by_number}, {"raw-reads", raw_reads}, {"stale-number", stale_number},
     {"threads-read", threads_read}, {"threads-write", threads_write}, {"woken-by-shutdown", woken_by_shutdown},
     {"interrupted", interrupted}, {"errno-left-alone", errno_left_alone}, {"shifted", shifted},
     {"interrupted-reads", interrupted_reads}, {NULL, NULL}};

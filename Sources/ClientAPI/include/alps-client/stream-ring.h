@@ -44,7 +44,7 @@
 #define ALPS_RING_MAGIC 0x32504c41u  ///< "ALP2"
 #define ALPS_RING_RECEIVE 1u         ///< directions: to the application
 #define ALPS_RING_SEND 2u
-#define ALPS_RING_NEVER_AGAIN 4u     ///< with ALPS_OP_STREAM_PAIR: no process gets rings of these directions for this socket any more
+#define ALPS_RING_NEVER_AGAIN 4u     ///< with ALPS_OP_STREAM_PAIR: no process gets rings of these directions any more
 
 #define ALPS_RING_WAITED 0x80000000u
 #define ALPS_RING_HOST 0x7fffffffu

@@ -43,7 +43,7 @@ func sendThroughRing(_ descriptor: Int32, _ parts: UnsafePointer<iovec>, _ count
                 noteWritten(descriptor, sent - done)
                 return sent
             case .full:
-                if waitForRoom(descriptor, flags) { continue }
+                if waitForRoom(descriptor, flags, &mask) { continue }
                 var isCut = false
                 let sent = sendBesideFullRing(descriptor, &vector, room, flags, &mask, &isCut)
                 guard sent >= 0 else { return done > 0 ? done : finishWrite(descriptor) }
@@ -273,22 +273,27 @@ private func waitForHost(_ page: RingPage) {
     }
 }
 
-/// The ring is full. A call that may block waits here at first: a host that is at it makes room within a millisecond, and that
-/// costs less than the way through the pair. Signals are blocked by the caller. False: there is none yet.
+/// Looks at signals while a call waits for room, 2 ms each. A host that has many streams to see to comes back within these.
+private var looksForRoom: Int { 5 }
+
+/// The ring is full. A call that may block waits here at first: a host that is at it makes room within milliseconds, and that
+/// costs less than the way through the pair. Signals are blocked by the caller, and `mask` is what they were before. False:
+/// there is none yet, or a signal waits.
 @inline(never)
-private func waitForRoom(_ descriptor: Int32, _ flags: Int32) -> Bool {
+private func waitForRoom(_ descriptor: Int32, _ flags: Int32, _ mask: inout sigset_t) -> Bool {
     guard mayWait(descriptor, flags) else { return false }
     let error = alps_errno()
     defer { alps_set_errno(error) }
     guard let ring = beginUse(descriptor) else { return false }
     defer { endUse(ring) }
     let page = ring.pointee.page.unsafelyUnwrapped
-    for _ in 0..<3 {
+    for _ in 0..<looksForRoom {
         let turn = alps_load_word(&page.pointee.room_turn)
         guard turn != 0, !isBehind(page), alps_load_word(&page.pointee.closed) & ALPS_RING_SEND == 0 else { return false }
         _ = alps_exchange_word(&page.pointee.room_waited, 1)
         if isRoomy(page) { return true }
-        if alps_sys_futex_wait_shared(&page.pointee.room_turn, turn, 2) < 0, alps_errno() == ETIMEDOUT { break }
+        _ = alps_sys_futex_wait_shared(&page.pointee.room_turn, turn, 2)
+        if alps_has_signal(&mask) != 0 { break }
     }
     return isRoomy(page)
 }
@@ -372,7 +377,7 @@ func sendFileThroughRing(_ target: Int32, _ source: Int32, _ offset: UnsafeMutab
             done += put
         case .full:
             alps_set_errno(before)
-            if !isOpening, waitForRoom(target, 0) { continue }
+            if !isOpening, waitForRoom(target, 0, &mask) { continue }
             // A few of ALPS_RING_PAIR_CHUNK.
             var chunk = [8960 of UInt8](repeating: 0)
             let most = isOpening ? Int(ALPS_RING_PAIR_CHUNK) : chunk.count

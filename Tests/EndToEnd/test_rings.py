@@ -130,6 +130,14 @@ def test_every_byte_of_every_call_over_lo0(stack, programs):
     assert_unharmed(stack)
 
 
+def test_every_byte_while_send_rings_give_up_room_and_get_it_back(make_stack, programs):
+    """Any stream that moves is fast, and the least share is half of what a ring has at first."""
+    stack = make_stack("--sysctl", "kern.ipc.ringfast=1", "--sysctl", "kern.ipc.ringshare=1")
+    assert traffic(stack, programs("ring_traffic"), 1, SEEDS // 2) == []
+    assert socket_counters(stack)["rings_shrunk"] > SEEDS / 20
+    assert_unharmed(stack)
+
+
 @pytest.mark.parametrize("role", ["accept", "connect"])
 def test_every_byte_of_every_call_over_the_tap(stack, programs, role):
     program, count = programs("ring_traffic"), max(SEEDS // 4, 20)

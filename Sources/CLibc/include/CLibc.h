@@ -257,6 +257,13 @@ static inline void alps_block_signals(sigset_t *old) {
 static inline void alps_restore_signals(const sigset_t *old) {
     syscall(SYS_rt_sigprocmask, SIG_SETMASK, old, NULL, sizeof(uint64_t));
 }
+/// While signals are blocked: one waits that `old` lets through.
+static inline int alps_has_signal(const sigset_t *old) {
+    uint64_t pending = 0, blocked;
+    memcpy(&blocked, old, sizeof blocked);
+    syscall(SYS_rt_sigpending, &pending, sizeof pending);
+    return (pending & ~blocked) != 0;
+}
 /// While signals are blocked: one waits that `old` lets through, and that ends a call with EINTR.
 static inline int alps_is_interrupted(const sigset_t *old) {
     uint64_t pending = 0;

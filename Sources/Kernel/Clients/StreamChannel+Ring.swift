@@ -62,15 +62,10 @@ extension StreamChannel {
         return ring
     }
 
-    /// So much of a send ring is used at first: a near cache can hold it.
-    private static let firstSendSpace: UInt32 = 1 << 20
-    /// It has more room when it has been short of it for so long, ns.
-    private static let shortTime: UInt64 = 1_000_000
-
     /// The least one that is not smaller.
-    private static func powerOfTwo(_ bytes: Int) -> Int { 1 << (Int.bitWidth - (bytes - 1).leadingZeroBitCount) }
+    static func powerOfTwo(_ bytes: Int) -> Int { 1 << (Int.bitWidth - (bytes - 1).leadingZeroBitCount) }
 
-    private func isActive(_ direction: UInt32) -> Bool { activeRings & direction != 0 }
+    func isActive(_ direction: UInt32) -> Bool { activeRings & direction != 0 }
 
     private func setActive(_ directions: UInt32, _ ring: RingWords) {
         activeRings = directions
@@ -90,6 +85,7 @@ extension StreamChannel {
             let capacity = min(Self.powerOfTwo(Int(least)), Int(ring.capacity(ALPS_RING_SEND)))
             socket.moveSendBuffer(to: ring.storage(ALPS_RING_SEND), capacity: UInt32(capacity))
         }
+        ring.lastSendHead = socket.raw.pointee.snd.head
         ring.words.sendSize = socket.raw.pointee.snd.capacity
         ring.words.sendTail = socket.raw.pointee.snd.tail
         ring.words.pairDrained = ring.words.pairFinished
@@ -116,6 +112,7 @@ extension StreamChannel {
             }
         }
         setActive(activeRings & ~closing, ring)
+        if closing & ALPS_RING_SEND != 0 { self.ring?.sendCeiling = .max }
         for _ in 0..<closing.nonzeroBitCount { socket.kernel.sockets.count(.ringsClosed) }
         // While readers are kept out: a read that does not wait must find what there is.
         if closing & ALPS_RING_RECEIVE != 0, isOpen { pushReceived(socket) }
@@ -252,27 +249,6 @@ extension StreamChannel {
             ring.receiveTail = socket.raw.pointee.rcv.head &+ UInt64(socket.receiveAvailable)
             showReadable(socket, ring)
         }
-    }
-
-    /// If the ring runs empty it is the writer that the path waits for. More room is no help then, and a ring that is larger
-    /// than a near cache is slower.
-    @inline(never)
-    private func considerExtending(_ socket: Socket, _ words: RingWords) {
-        let send = socket.raw.pointee.snd
-        guard let ring, socket.isSendMapped, send.head != send.tail, ring.wantedSendSpace > send.capacity else {
-            isSendRingShort = false
-            return
-        }
-        // No writer may be at it, and no packet refer to what will move; else the next time.
-        guard kernel.clock.now &- ring.shortSince >= Self.shortTime, words.tryLockWriting() else { return }
-        defer { words.unlockWriting() }
-        takeFromRing(socket, words)
-        guard isOpen, send.ext?.pointee.references == 1 else { return }
-        socket.extendSendRing(to: UInt32(Self.powerOfTwo(Int(ring.wantedSendSpace))))
-        words.sendSize = socket.raw.pointee.snd.capacity
-        socket.kernel.sockets.count(.ringsExtended)
-        socket.setSendLimit(ring.wantedSendSpace)
-        isSendRingShort = false
     }
 
     private func showRoom(_ socket: Socket, _ ring: RingWords) {

@@ -106,6 +106,8 @@ final class StreamChannel: Channel {
         isSendRingShort = true
     }
 
+    override var sendCeiling: UInt32 { ring?.sendCeiling ?? .max }
+
     override func bell() {
         kernel.sockets.count(.ringBells)
         watchRing()

@@ -15,6 +15,12 @@ final class StreamRing {
     /// Bytes that the send ring should have room for, and since when.
     var wantedSendSpace: UInt32 = 0
     var shortSince: UInt64 = 0
+    /// Where the send ring began when shares were last looked at.
+    var lastSendHead: UInt64 = 0
+    /// Then it was fast.
+    var isFast = false
+    /// The send buffer does not grow beyond that by itself, bytes.
+    var sendCeiling = UInt32.max
 
     private static let controlBytes = 4096
 
@@ -180,6 +186,9 @@ private func streamRingReleased(_ ext: UnsafeMutablePointer<alps_ext>) {
 final class StreamRingWatch {
     private var first: Borrowed<StreamChannel>?
     private var all: [ObjectIdentifier: Borrowed<StreamChannel>] = [:]
+    /// See `share`. Times, ns.
+    var nextShare: UInt64 = 0
+    var lastShare: UInt64 = 0
 
     /// Sockets with rings.
     var count: Int { all.count }
@@ -190,7 +199,11 @@ final class StreamRingWatch {
 
     /// It may have been in the middle of something with a ring that others use, too.
     func processHasEnded() {
-        for channel in all.values { channel { $0.processHasEnded() } }
+        forEach { $0.processHasEnded() }
+    }
+
+    func forEach(_ body: (StreamChannel) -> Void) {
+        for channel in all.values { channel(body) }
     }
 
     func add(_ channel: StreamChannel) {

@@ -152,7 +152,10 @@ package final class Reactor {
         let count = wait()
         clock { $0.update() }
         for index in 0..<max(Int(count), 0) { dispatch(events[index]) }
-        streamRings { $0.look() }
+        streamRings {
+            $0.look()
+            $0.share(kernel)
+        }
         kernel.endTurn()
         while let handler = retired.popLast() { handler.release() }
     }

@@ -41,11 +41,13 @@ extension Socket {
         isSendMapped = true
     }
 
-    /// More of its memory is used as a ring. What is in it goes to its new place; nothing may refer to the old one.
-    func extendSendRing(to capacity: UInt32) {
+    /// More or less of its memory is used as a ring. What is in it must fit, and goes to its new place; nothing may refer to the
+    /// old one.
+    func resizeSendRing(to capacity: UInt32) {
         guard let ext = raw.pointee.snd.ext, capacity <= ext.pointee.length else { return }
         copyRing(raw.pointee.snd, raw.pointee.snd.head..<raw.pointee.snd.tail, to: ext, capacity: capacity)
         raw.pointee.snd.capacity = capacity
+        raw.pointee.snd.limit = min(raw.pointee.snd.limit, capacity)
     }
 
     func moveReceiveBuffer(to ext: UnsafeMutablePointer<alps_ext>) {
@@ -66,8 +68,9 @@ extension Socket {
 
     /// More room, because the path takes it. What the application has chosen stays.
     func grow(isSend: Bool, _ bytes: UInt32) -> UInt32 {
-        let limit = min(bytes, UInt32(truncatingIfNeeded: kernel.sockets.maxSockbuf.value))
+        var limit = min(bytes, UInt32(truncatingIfNeeded: kernel.sockets.maxSockbuf.value))
         if isSend {
+            limit = min(limit, channel?.sendCeiling ?? .max)
             guard !isSendSizeChosen, limit > raw.pointee.snd.limit else { return raw.pointee.snd.limit }
             setSendLimit(limit)
             if isWriterWaiting {

@@ -17,6 +17,9 @@ open class SocketChannel: ReadyHandler {
     /// The ring that a client maps has not the room for so many bytes.
     package func sendRingIsShort(_ bytes: UInt32) {}
 
+    /// A send buffer does not grow beyond that by itself, bytes.
+    package var sendCeiling: UInt32 { .max }
+
     /// A client has done something in memory that it shares with the channel.
     package func bell() {}
 

@@ -5,7 +5,7 @@ import PluginAPI
 package final class SocketLayer {
     /// What `alps stat` shows of the socket layer.
     enum Counter: Int, CaseIterable {
-        case made, refused, listenOverflows, datagramsDropped, ringsOpened, ringsExtended, ringsClosed, ringBells, ringViolations
+        case made, refused, listenOverflows, datagramsDropped, ringsOpened, ringsExtended, ringsShrunk, ringsClosed, ringBells, ringViolations
         case payloadsReadToPlace, payloadsTakenBack
 
         var name: String {
@@ -16,6 +16,7 @@ package final class SocketLayer {
             case .datagramsDropped: "datagrams_dropped"
             case .ringsOpened: "rings_opened"
             case .ringsExtended: "rings_extended"
+            case .ringsShrunk: "rings_shrunk"
             case .ringsClosed: "rings_closed"
             case .ringBells: "ring_bells"
             case .ringViolations: "ring_violations"
@@ -32,6 +33,7 @@ package final class SocketLayer {
             case .datagramsDropped: "datagrams dropped since a receive queue was full"
             case .ringsOpened: "directions of streams that went over to shared memory"
             case .ringsExtended: "send rings of streams that have got more room"
+            case .ringsShrunk: "send rings of streams that have given up room, since many streams are fast"
             case .ringsClosed: "directions of streams that came back from it"
             case .ringBells: "times a client has woken the host for a ring"
             case .ringViolations: "connections reset since a client has broken the rules of rings"
@@ -73,6 +75,8 @@ package final class SocketLayer {
     var somaxconn: Tunable!
     /// Bytes of a ring that a client maps, and how many sockets may have such.
     var ringSpace: Tunable!
+    var ringShare: Tunable!
+    var fastRing: Tunable!
     var maxRings: Tunable!
     private var ringDirect: Tunable!
     /// All client sessions are of one user.
@@ -119,6 +123,13 @@ package final class SocketLayer {
             "kern.ipc.ringspace",
             "least size of a stream's ring in shared memory, a power of two, bytes; 0: none are made", kind: .bytes,
             default: 4 << 20, range: 0...(1 << 30))
+        ringShare = tunables.add(
+            "kern.ipc.ringshare",
+            "what the send rings of fast streams share, so that a near cache can hold it, bytes; 0: each has what it wants",
+            kind: .bytes, default: 4 << 20, range: 0...(1 << 30))
+        fastRing = tunables.add(
+            "kern.ipc.ringfast", "streams that send so much are fast, bytes a second", kind: .bytes, default: 100 << 20,
+            range: 1...(1 << 40))
         maxRings = tunables.add(
             "kern.ipc.maxrings", "most streams with rings in shared memory at a time", kind: .integer, default: 1024,
             range: 0...(1 << 20))

@@ -1,7 +1,7 @@
 /// Rings of a stream socket in shared memory: the way of bulk data between a client and the host.
 ///
 /// The file has a control page and two rings. A ring holds byte p of its stream at [p & (capacity - 1)], where for the send ring
-/// that is send_size, not more than send_capacity: the host may raise it, and moves what is in the ring. Positions count from
+/// that is send_size, not more than send_capacity: the host may change it, and moves what is in the ring. Positions count from
 /// the host's beginning of the stream and never wrap. The file belongs to one socket: who holds the socket may map it,
 /// nobody else does. The host believes nothing that stands in it. A process has a session of its own before it touches the
 /// file, a child of fork too: by the session's end the host knows that it may have died in the middle of something.

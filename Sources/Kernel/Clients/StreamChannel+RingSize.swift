@@ -38,7 +38,7 @@ extension StreamChannel {
         guard let ring else { return false }
         let moved = borrowed { $0.raw.pointee.snd.head } &- ring.lastSendHead
         ring.lastSendHead &+= moved
-        ring.isFast = moved >= least
+        ring.isFast = isActive(ALPS_RING_SEND) && moved >= least
         return ring.isFast
     }
 
@@ -92,7 +92,7 @@ extension StreamRingWatch {
         forEach { $0.fitSendRing(share) }
     }
 
-    /// So often, ns, so much less often for each stream with rings: at most 0.5 % of the time goes into looking at them.
+    /// So often, ns, and less often for each stream with rings, so that looking at a thousand takes little of the time.
     private static let period: UInt64 = 10_000_000
     private static let periodOfEach: UInt64 = 20_000
 }

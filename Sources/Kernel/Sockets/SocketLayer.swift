@@ -5,8 +5,8 @@ import PluginAPI
 package final class SocketLayer {
     /// What `alps stat` shows of the socket layer.
     enum Counter: Int, CaseIterable {
-        case made, refused, listenOverflows, datagramsDropped, ringsOpened, ringsExtended, ringsShrunk, ringsClosed, ringBells, ringViolations
-        case payloadsReadToPlace, payloadsTakenBack
+        case made, refused, listenOverflows, datagramsDropped, ringsOpened, ringsExtended, ringsShrunk, ringsClosed
+        case ringBells, ringViolations, payloadsReadToPlace, payloadsTakenBack
 
         var name: String {
             switch self {

@@ -27,13 +27,16 @@ import Testing
 
         var written: UInt64 { page.pointee.send_tail }
         var room: Int { Int(page.pointee.send_head) + Int(page.pointee.send_limit) - Int(written) }
-        private static func byte(_ position: UInt64) -> UInt8 { UInt8(truncatingIfNeeded: position ^ position >> 8 ^ position >> 16) }
+        private static func byte(_ position: UInt64) -> UInt8 {
+            UInt8(truncatingIfNeeded: position ^ position >> 8 ^ position >> 16)
+        }
 
         func write(_ most: Int) throws {
             let memory = UnsafeMutableRawPointer(page) + Int(page.pointee.send_offset)
             let end = written + UInt64(max(min(most, room), 0))
             for position in written..<end {
-                memory.storeBytes(of: Self.byte(position), toByteOffset: Int(position) & Int(page.pointee.send_size - 1), as: UInt8.self)
+                let place = Int(position) & Int(page.pointee.send_size - 1)
+                memory.storeBytes(of: Self.byte(position), toByteOffset: place, as: UInt8.self)
             }
             page.pointee.send_tail = end
             try ring()

@@ -140,6 +140,23 @@ static inline int alps_bytes_waiting(int socket) {
 int alps_sched_getaffinity(int thread, size_t bytes, unsigned long *set) __asm__("sched_getaffinity");
 int alps_sched_setaffinity(int thread, size_t bytes, const unsigned long *set) __asm__("sched_setaffinity");
 
+/// `struct sched_attr` as its first version, which the C library has only from 2.41 on; and the calls that take it, of the
+/// calling thread.
+typedef struct alps_sched_attr {
+    uint32_t size, policy;
+    uint64_t flags;
+    int32_t nice;
+    uint32_t priority;
+    uint64_t runtime, deadline, period;
+} alps_sched_attr;
+
+static inline int alps_sched_getattr(alps_sched_attr *attributes) {
+    return (int)syscall(SYS_sched_getattr, 0, attributes, sizeof *attributes, 0);
+}
+static inline int alps_sched_setattr(const alps_sched_attr *attributes) {
+    return (int)syscall(SYS_sched_setattr, 0, attributes, 0);
+}
+
 /// `struct mmsghdr`, which only _GNU_SOURCE shows, and the calls that take it.
 typedef struct alps_many_message {
     struct msghdr header;

@@ -32,6 +32,7 @@ package final class Reactor {
     private static let batch = 256
     private let posted = PostedWork()
     private var onSignal: (() -> Void)?
+    private var slice: LoopSlice
     /// How long the loop looks for events before it sleeps, ns; 0: it sleeps at once. Whoever brings something meanwhile need
     /// not wake it, and it need not wake up.
     package var busyPoll: UInt64 = 0
@@ -40,6 +41,7 @@ package final class Reactor {
         self.kernel = kernel
         clock = Borrowed(kernel.clock)
         streamRings = Borrowed(kernel.streamRings)
+        slice = LoopSlice(kernel: kernel)
         epoll = epoll_create1(Int32(EPOLL_CLOEXEC))
         wakeDescriptor = eventfd(0, Int32(EFD_CLOEXEC | EFD_NONBLOCK))
         guard epoll >= 0, wakeDescriptor >= 0 else {
@@ -151,7 +153,10 @@ package final class Reactor {
     private func turn() {
         let count = wait()
         clock { $0.update() }
-        for index in 0..<max(Int(count), 0) { dispatch(events[index]) }
+        if count > 0 {
+            slice.count(ready: Int(count))
+            for index in 0..<Int(count) { dispatch(events[index]) }
+        }
         streamRings {
             $0.look()
             $0.share(kernel)

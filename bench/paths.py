@@ -52,6 +52,9 @@ class Path:
     def open(self):
         raise NotImplementedError
 
+    def steer(self):
+        """Has the system's receive work done on other CPUs than the host's, on a path that does not see to that itself."""
+
     def close(self):
         for namespace in reversed(self.namespaces):
             namespace.close()
@@ -225,7 +228,8 @@ class RingLimitPath(ServerPath):
         super().open()
         children = pathlib.Path(f"/proc/{self.server_process.pid}/task/{self.server_process.pid}/children")
         self.host_pids += [int(word) for word in children.read_text().split()]
-        # What a pinned host does under load, so that this stays the most that the design can reach.
+
+    def steer(self):
         others = sum(1 << cpu for cpu in placement.available() if cpu not in self.cpus["host"])
         self.client_namespace.run("sh", "-c", f"echo {others:x} >/sys/class/net/tap0/queues/rx-0/rps_cpus", check=False)
 

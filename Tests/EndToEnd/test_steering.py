@@ -24,11 +24,11 @@ def steered(stack):
     return cpus_of(stack.outside("cat", MASK).stdout.strip())
 
 
-def load(stack, seconds="1"):
-    """Bulk data from the stack to the kernel's side; what is steered meanwhile."""
+def load(stack, *options):
+    """Bulk data, of eight streams from the kernel's side to the stack unless told otherwise; what is steered meanwhile."""
     stack.spawn("iperf3", "-s", "-1", "-B", STACK)
     stack.wait_listening(5201)
-    client = stack.spawn_outside("iperf3", "-c", STACK, "-R", "-t", seconds, "-l", "128K")
+    client = stack.spawn_outside("iperf3", "-c", STACK, "-t", 1, "-l", "128K", *(options or ("-P", 8)))
     seen = []
     while client.poll() is None:
         seen.append(steered(stack))
@@ -43,6 +43,11 @@ def test_much_is_steered_and_a_message_at_a_time_is_not(make_stack):
     assert CPUS[1:] in load(stack)
     stack.outside("ping", "-c", 2000, "-f", STACK)
     assert steered(stack) == []
+
+
+def test_long_segments_are_not_steered(make_stack):
+    stack = make_stack(*PINNED)
+    assert all(seen == [] for seen in load(stack, "-R"))
 
 
 @pytest.mark.parametrize("options", [(), (*PINNED, "--sysctl", "net.link.tap.steer=0")])

@@ -8,17 +8,20 @@ struct ReceiveSteeringTests {
     private final class Loop {
         var load = SteeringLoad(turns: 1000, now: 5_000_000_000)
         var turns: UInt64 = 1000
-        var frames: UInt64 = 0
+        var counts = FrameCounts()
         var now: UInt64 = 5_000_000_000
 
-        /// Whether frames are steered after `windows` looks at so many frames and ns a turn.
-        func run(_ windows: Int, framesPerTurn: Double, time: UInt64) -> Bool {
+        /// Whether frames are steered after `windows` looks at so many frames and ns a turn, half of them sent with
+        /// `length` bytes.
+        func run(_ windows: Int, framesPerTurn: Double, time: UInt64, length: UInt32 = 66) -> Bool {
             var isBusy = false
             for _ in 0..<windows {
                 turns += SteeringLoad.window
-                frames += UInt64(framesPerTurn * Double(SteeringLoad.window))
+                let frames = UInt64(framesPerTurn * Double(SteeringLoad.window))
+                counts.received += frames - frames / 2
+                for _ in 0..<frames / 2 { counts.sent(length: length) }
                 now += SteeringLoad.window * time
-                isBusy = load.look(turns: turns, frames: frames, now: now)
+                isBusy = load.look(turns: turns, counts, now: now)
             }
             return isBusy
         }
@@ -28,6 +31,14 @@ struct ReceiveSteeringTests {
     func severalFramesATurnAreSteered(_ framesPerTurn: Double, _ isSteered: Bool) {
         let loop = Loop()
         #expect(loop.run(20, framesPerTurn: framesPerTurn, time: 20_000) == isSteered)
+    }
+
+    @Test func longSegmentsAreNotSteered() {
+        let loop = Loop()
+        #expect(!loop.run(20, framesPerTurn: 8, time: 20_000, length: 65_000))
+        #expect(loop.run(1, framesPerTurn: 8, time: 20_000, length: 1514))
+        #expect(loop.run(15, framesPerTurn: 8, time: 20_000, length: 65_000))
+        #expect(!loop.run(1, framesPerTurn: 8, time: 20_000, length: 65_000))
     }
 
     /// A burst every now and then keeps nobody busy.

@@ -19,8 +19,8 @@ package class FrameDevice: Device {
     }
     /// The kernel's turn in which `steering` looks at the load.
     private final var nextLook = UInt64.max
-    /// How many have passed, in both directions.
-    private final var frames: UInt64 = 0
+    /// What has passed.
+    private final var counts = FrameCounts()
     /// The last time that all were read there was but one.
     private final var comesAlone = false
     /// The turn that has not asked for another.
@@ -108,7 +108,7 @@ package class FrameDevice: Device {
                 comesAlone = count == 1
                 break
             }
-            frames &+= 1
+            counts.received &+= 1
             if let last { last.pointee.nextpkt = frame } else { first = frame }
             last = frame
             if frame.pointee.pkt.length > Self.copiedTail { bytes &+= frame.pointee.pkt.length }
@@ -249,10 +249,10 @@ package class FrameDevice: Device {
             next = packet.pointee.nextpkt
             packet.pointee.nextpkt = nil
             writeFrame(packet)
-            frames &+= 1
+            counts.sent(length: packet.pointee.pkt.length)
             pool.freePacket(packet)
         }
-        if kernel.turns >= nextLook, let steering { nextLook = steering.look(frames: frames) }
+        if kernel.turns >= nextLook, let steering { nextLook = steering.look(counts) }
     }
 
     private final func writeFrame(_ packet: Mbuf) {

@@ -6,7 +6,9 @@ import Glibc
 /// Whoever writes a frame to a tap also does what the system does with it: its TCP, the way to another interface. With
 /// receive packet steering (Documentation/networking/scaling.rst of Linux) another CPU does that. Waking it costs little
 /// beside many frames, and much for one that somebody waits for; so frames are steered only while there are several in a
-/// turn. And only if the loop is kept from some CPUs (`--pin`, taskset): else the scheduler gives it the CPU that is idle.
+/// turn. Long segments are not: by the time that the next one is there, the other CPU has done its work for the last, and is
+/// woken for each. And only if the loop is kept from some CPUs (`--pin`, taskset): else the scheduler gives it the CPU that
+/// is idle.
 final class ReceiveSteering {
     private let kernel: Kernel
     private let interface: String
@@ -31,10 +33,9 @@ final class ReceiveSteering {
 
     deinit { end() }
 
-    /// Looks at the load; to be called when `kernel.turns` has come to what the last call returned. `frames`: how many have
-    /// passed in both directions since the device was made.
-    func look(frames: UInt64) -> UInt64 {
-        let isBusy = load.look(turns: kernel.turns, frames: frames, now: kernel.clock.now)
+    /// Looks at the load; to be called when `kernel.turns` has come to what the last call returned.
+    func look(_ counts: FrameCounts) -> UInt64 {
+        let isBusy = load.look(turns: kernel.turns, counts, now: kernel.clock.now)
         guard isBusy, isWanted.value != 0 else {
             end()
             hasTried = false
@@ -101,7 +102,24 @@ final class ReceiveSteering {
     private func write(_ mask: String) -> Bool { pwrite(descriptor, mask, mask.utf8.count, 0) >= 0 }
 }
 
-/// Whether there is more to do than one message and its answer at a time.
+/// Frames that have passed since a device was made.
+package struct FrameCounts {
+    package var received: UInt64 = 0
+    package private(set) var sent: UInt64 = 0
+    /// Sent ones of 16 KiB and more.
+    package private(set) var long: UInt64 = 0
+    private static let longFrame: UInt32 = 16 << 10
+
+    package init() {}
+
+    @inline(__always)
+    package mutating func sent(length: UInt32) {
+        sent &+= 1
+        if length >= Self.longFrame { long &+= 1 }
+    }
+}
+
+/// Whether there is more to do than one message and its answer at a time, other than to send long segments.
 package struct SteeringLoad {
     /// Turns from look to look.
     package static let window: UInt64 = 64
@@ -114,23 +132,24 @@ package struct SteeringLoad {
     private static let restingTime: UInt64 = 200_000
 
     private var turns: UInt64
-    private var frames: UInt64 = 0
+    private var counts = FrameCounts()
     private var now: UInt64
     private var isBusy = false
     private var calm = 0
 
     package init(turns: UInt64, now: UInt64) { (self.turns, self.now) = (turns, now) }
 
-    /// `turns` and `frames` so far, `now` in ns.
-    package mutating func look(turns: UInt64, frames: UInt64, now: UInt64) -> Bool {
+    /// `turns` and `counts` so far, `now` in ns.
+    package mutating func look(turns: UInt64, _ counts: FrameCounts, now: UInt64) -> Bool {
         let passed = turns &- self.turns
-        let count = frames &- self.frames
-        let isAtRest = now &- self.now > count &* Self.restingTime
-        (self.turns, self.frames, self.now) = (turns, frames, now)
-        if count >= Self.manyFrames &* passed, !isAtRest {
+        let sent = counts.sent &- self.counts.sent
+        let count = counts.received &- self.counts.received &+ sent
+        let isNotWorthIt = now &- self.now > count &* Self.restingTime || 2 &* (counts.long &- self.counts.long) > sent
+        (self.turns, self.counts, self.now) = (turns, counts, now)
+        if count >= Self.manyFrames &* passed, !isNotWorthIt {
             (isBusy, calm) = (true, 0)
         } else if isBusy {
-            calm = isAtRest || 2 &* count < Self.someFrames &* passed ? calm + 1 : 0
+            calm = isNotWorthIt || 2 &* count < Self.someFrames &* passed ? calm + 1 : 0
             isBusy = calm < Self.calmLooks
         }
         return isBusy

@@ -177,8 +177,7 @@ def main(arguments):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     settings = settings_of(options)
     results = Results()
-    for source in options.sources:
-        results.take(source)
+    sources = list(options.sources)
     if options.chosen:
         install_packages()
         begun = datetime.datetime.now().strftime("%Y-%m-%d %H:%M")
@@ -190,6 +189,11 @@ def main(arguments):
         finally:
             results.machine = machine.describe()
             results.save(options.saved)
+        sources.append(options.saved)
+    if options.sources:
+        results = Results()
+        for source in sources:
+            results.take(source)
     results.derive()
     shown = [measure for measure in ALL if measure.key in results.runs]
     report.print_report(results, shown)

@@ -23,6 +23,15 @@ def slice_of(pid):
 pytestmark = pytest.mark.skipif(slice_of(0) == 0, reason="needs Linux 6.12: a slice of its own for each thread")
 
 
+@pytest.fixture(autouse=True)
+def on_one_cpu():
+    """Else it depends on the machine's load how much comes together."""
+    cpus = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cpus)})
+    yield
+    os.sched_setaffinity(0, cpus)
+
+
 def requests(stack, clients):
     port = 7000 + clients
     stack.spawn("redis-server", "--port", port, "--bind", STACK, "--save", "", "--appendonly", "no", "--protected-mode", "no")

@@ -113,7 +113,8 @@ def markdown(results, groups):
         "Made by `bench/run`; [bench/README.md](../bench/README.md) tells what each measure is and what it does not show. "
         "Figures are for ratios within this page: another machine has others.", "",
         about(results), "",
-        "Cells are the median and the range of all rounds. *Sends* and *receives* are the stack's.", "",
+        "Cells are the median and the range of all rounds, ratios the median of the rounds' ratios (a machine that others use, too, "
+        "has another speed a minute later). *Sends* and *receives* are the stack's.", "",
         "![Alps beside the kernel and the peers](performance.svg)", "",
     ]
     for title, measures in groups:

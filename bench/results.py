@@ -46,9 +46,15 @@ class Results:
         return Cell(entry["values"].get(figure, []), failures[0] if failures else None)
 
     def ratio(self, measure, figure, over, of=None):
-        """The median of Alps over that of another path, in the measure `of` if it is named; None if one is missing."""
-        own, other = self.cell(measure, "alps", figure).median, self.cell(of or measure, over, figure).median
-        return own / other if own is not None and own >= 0 and other is not None and other > 0 else None
+        """Alps over another path: the median of the rounds' ratios, or where no round has both (the measure `of`, failures) the
+        ratio of the medians. None if one is missing."""
+        own, other = self.cell(measure, "alps", figure).values, self.cell(of or measure, over, figure).values
+        if not of and len(own) == len(other):
+            ratios = [mine / its for mine, its in zip(own, other) if its > 0]
+        else:
+            ratios = [mine / its for mine, its in [(Cell(own).median, Cell(other).median)] if mine is not None and its]
+        value = Cell(ratios).median
+        return value if value is not None and value >= 0 else None
 
     def derive(self):
         """What follows from two paths: the kernel's memory for Alps without the peer's end of each connection."""

@@ -7,7 +7,7 @@ import ShimEntry
 /// Takes a lock of the page. Signals are blocked by the caller. False if that seems not to be possible: then the pair is
 /// the way, whose bytes come in their order.
 func lock(_ word: UnsafeMutablePointer<UInt32>) -> Bool {
-    let thread = alps_sys_thread()
+    let thread = alps_shim_thread()
     for attempt in 1...200 {
         if alps_load_word(word) == 0, alps_swap_word(word, 0, thread) != 0 { return true }
         // Who holds it may want this very processor: the byte that the host puts into the pair wakes a reader at once.

@@ -32,33 +32,12 @@ void alps_shim_unlock(void) { __atomic_store_n(&lock_word, 0, __ATOMIC_RELEASE);
 void alps_shim_lock_reset(void) { __atomic_store_n(&lock_word, 0, __ATOMIC_RELEASE); }
 void alps_shim_at_fork(void (*before)(void), void (*child)(void)) { pthread_atfork(before, NULL, child); }
 
-// Threads that look a name up, by number. Not a thread-local: that would leave a symbol in the dynamic table.
-enum { most_resolving = 64 };
-static int resolving[most_resolving];
+/// Look-ups of names that this thread is at. Initial-exec: the dynamic loader is not called for it, and need not allocate.
+static __thread __attribute__((tls_model("initial-exec"))) int resolving;
 
-void alps_shim_resolving_begin(void) {
-    int self = (int)syscall(SYS_gettid);
-    for (int slot = 0; slot < most_resolving; slot++) {
-        int nobody = 0;
-        if (__atomic_compare_exchange_n(&resolving[slot], &nobody, self, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) return;
-    }
-}
-
-void alps_shim_resolving_end(void) {
-    int self = (int)syscall(SYS_gettid);
-    for (int slot = 0; slot < most_resolving; slot++) {
-        int found = self;
-        if (__atomic_compare_exchange_n(&resolving[slot], &found, 0, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) return;
-    }
-}
-
-int alps_shim_resolving(void) {
-    int self = (int)syscall(SYS_gettid);
-    for (int slot = 0; slot < most_resolving; slot++) {
-        if (__atomic_load_n(&resolving[slot], __ATOMIC_RELAXED) == self) return 1;
-    }
-    return 0;
-}
+void alps_shim_resolving_begin(void) { resolving++; }
+void alps_shim_resolving_end(void) { resolving--; }
+int alps_shim_resolving(void) { return resolving > 0; }
 
 long alps_shim_wait_for_end(int fd, void *pending) {
     static ssize_t (*next)(int, void *, size_t, int);

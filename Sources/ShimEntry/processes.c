@@ -14,21 +14,28 @@ struct process {
     int pid;
     /// Children that may be running in our memory with descriptors of their own.
     int sharers;
+    /// Another one than its parent's, and never 0.
+    unsigned generation;
 };
 
 /// Used until there is a page: `sharers` has to be somewhere.
 static struct process early;
 static struct process *process = &early;
+static unsigned generations = 1;
 
 void alps_shim_process_begin(void) {
     struct process *page = alps_map_wiped_by_fork(4096);
-    if (page) process = page;
+    if (page) {
+        process = page;
+        process->generation = generations;
+    }
     process->pid = alps_sys_getpid();
 }
 
 int alps_shim_is_new_process(void) {
     if (process != &early ? process->pid != 0 : process->pid == alps_sys_getpid()) return 0;
     process->sharers = 0;
+    if (process != &early) process->generation = ++generations;
     process->pid = alps_sys_getpid();
     return 1;
 }
@@ -36,6 +43,21 @@ int alps_shim_is_new_process(void) {
 int alps_shim_borrows_memory(void) {
     return __atomic_load_n(&process->sharers, __ATOMIC_RELAXED) > 0 && process->pid != 0
         && process->pid != alps_sys_getpid();
+}
+
+unsigned alps_shim_thread(void) {
+    // Not Swift, which has no variables of a thread without its runtime.
+    static __thread __attribute__((tls_model("initial-exec"))) struct {
+        unsigned generation;
+        unsigned thread;
+    } known;
+    unsigned generation = process->generation;
+    if (generation == 0 || __atomic_load_n(&process->sharers, __ATOMIC_RELAXED) > 0) return alps_sys_thread();
+    if (known.generation != generation) {
+        known.thread = alps_sys_thread();
+        known.generation = generation;
+    }
+    return known.thread;
 }
 
 // Memory that a child mapped for a program's environment before it executed the program: mapped in us. A stack of

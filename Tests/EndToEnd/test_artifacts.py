@@ -21,7 +21,8 @@ def output(*argv):
 
 
 def exports(name):
-    return {line.split()[-1].split("@")[0] for line in output("nm", "-D", "--defined-only", library(name)).splitlines()}
+    return {line.split()[-1].split("@")[0]
+            for line in output("nm", "-D", "--defined-only", "--extern-only", library(name)).splitlines()}
 
 
 @pytest.mark.parametrize("name", PLUGINS + ["shim"])

@@ -29,6 +29,9 @@ void alps_shim_process_begin(void);
 int alps_shim_is_new_process(void);
 /// True in a child that runs in its parent's memory with descriptors of its own (vfork): it must not touch the tables.
 int alps_shim_borrows_memory(void);
+/// The calling thread's number, as gettid says, mostly without a system call. Also in a child that something else than libc
+/// has made: it has the parent's memory, and must not take a lock in the parent's name.
+unsigned alps_shim_thread(void);
 /// Leaves memory to the parent, in which it is mapped; at least 24 bytes at its start are overwritten.
 void alps_shim_keep_mapping(void *memory, size_t bytes);
 

@@ -30,6 +30,9 @@ open class Device {
     /// Hands on what has waited since the turn before.
     package func drainQueue() {}
 
+    /// Writes what it has held back in this turn; at its end.
+    package func flush() {}
+
     /// Buffers kept ready for input.
     package var spareBuffers: Int { 0 }
 

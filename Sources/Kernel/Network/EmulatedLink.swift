@@ -40,6 +40,8 @@ package final class LinkedDevice: Device {
 
     package override func drainQueue() { inner.drainQueue() }
 
+    package override func flush() { inner.flush() }
+
     package override var spareBuffers: Int { inner.spareBuffers }
 
     package override func setPromiscuous(_ on: Bool) { inner.setPromiscuous(on) }

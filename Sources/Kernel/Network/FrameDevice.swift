@@ -15,8 +15,14 @@ package class FrameDevice: Device {
     private final let prediction: FramePrediction
     /// A tap's.
     final var steering: ReceiveSteering? {
-        didSet { nextLook = steering == nil ? .max : 0 }
+        didSet {
+            nextLook = steering == nil ? .max : 0
+            holdsShortFrames = false
+        }
     }
+    /// They wait for the end of the turn; while `steering` is at it.
+    package final var holdsShortFrames = false
+    private final var held = HeldFrames()
     /// The kernel's turn in which `steering` looks at the load.
     private final var nextLook = UInt64.max
     /// What has passed.
@@ -74,10 +80,12 @@ package class FrameDevice: Device {
         close()
         vectors.deallocate()
         header.deallocate()
+        held.deallocate()
     }
 
     package override func close() {
         guard let handler else { return }
+        flush()
         kernel.reactor?.remove(descriptor, handler: handler)
         self.handler = nil
         kernel.mbufs.free(spare)
@@ -252,12 +260,20 @@ package class FrameDevice: Device {
             counts.sent(length: packet.pointee.pkt.length)
             pool.freePacket(packet)
         }
-        if kernel.turns >= nextLook, let steering { nextLook = steering.look(counts) }
+        if kernel.turns >= nextLook, let steering {
+            nextLook = steering.look(counts)
+            holdsShortFrames = steering.isSteering
+        }
+    }
+
+    package final override func flush() {
+        if held.count > 0 { interface?.errorsOut &+= UInt64(held.write(to: descriptor)) }
     }
 
     private final func writeFrame(_ packet: Mbuf) {
         encodeHeader(packet)
         if Int(packet.pointee.pkt.length) <= Self.shortFrame, writeShort(packet) { return }
+        flush()
         vectors[0] = iovec(iov_base: header, iov_len: headerSize)
         var count = 1
         var buffer: Mbuf? = packet
@@ -287,7 +303,12 @@ package class FrameDevice: Device {
             memcpy(frame + length, current.pointee.data, count)
             length += count
         }
-        if write(descriptor, frame, length) < 0 { interface?.errorsOut &+= 1 }
+        if holdsShortFrames {
+            held.append(frame, length)
+            if held.isFull { flush() }
+        } else if write(descriptor, frame, length) < 0 {
+            interface?.errorsOut &+= 1
+        }
         return true
     }
 

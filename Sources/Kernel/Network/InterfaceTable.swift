@@ -245,6 +245,10 @@ package final class InterfaceTable {
     /// Buffers that devices keep ready and that hold no packet.
     package var sparePackets: Int { slots.reduce(0) { $0 + ($1?.device.spareBuffers ?? 0) } }
 
+    package func flush() {
+        for index in 0..<deviceCount { devices[index]({ $0.flush() }) }
+    }
+
     package func drainQueues() {
         var index = 0
         while index < deviceCount {

@@ -48,6 +48,8 @@ final class ReceiveSteering {
         return kernel.turns &+ SteeringLoad.window
     }
 
+    var isSteering: Bool { descriptor >= 0 }
+
     /// Takes our mask away.
     func end() {
         guard descriptor >= 0 else { return }

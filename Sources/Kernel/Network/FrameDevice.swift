@@ -21,7 +21,9 @@ package class FrameDevice: Device {
         }
     }
     /// They wait for the end of the turn; while `steering` is at it.
-    package final var holdsShortFrames = false
+    package final var holdsShortFrames = false {
+        didSet { if !holdsShortFrames { flush() } }
+    }
     private final var held = HeldFrames()
     /// The kernel's turn in which `steering` looks at the load.
     private final var nextLook = UInt64.max

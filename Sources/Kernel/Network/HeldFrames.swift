@@ -14,7 +14,7 @@ struct HeldFrames {
     /// Bytes for each.
     private static let slot = 2112
 
-    /// Copies a frame. There must be room: fewer than `most` are held, and `length` is `longest` at most.
+    /// Copies a frame of `length` bytes with its virtio header, 2112 at most. Not if it is full.
     @inline(__always)
     mutating func append(_ frame: UnsafeRawPointer, _ length: Int) {
         memcpy(bytes + count * Self.slot, frame, length)
@@ -22,7 +22,6 @@ struct HeldFrames {
         count += 1
     }
 
-    static var longest: Int { slot }
     var isFull: Bool { count == Self.most }
 
     /// Writes all in their order. Returns how many the system has not taken.

@@ -110,8 +110,7 @@ package final class Kernel {
     }
 
     /// What remains after the events of a turn have been handed over: timers, packets queued on lo0 and links, the
-    /// plugins' end of batch, runnable fibers, wake-ups of readers, frames that devices hold back. What these cause in turn
-    /// is queued for the next.
+    /// plugins' end of batch, runnable fibers, wake-ups of readers. What these cause in turn is queued for the next.
     package func endTurn() {
         turns &+= 1
         callouts.runExpired()
@@ -119,7 +118,6 @@ package final class Kernel {
         plugins.runBatchEnds()
         fibers.runReady()
         sockets.flush()
-        interfaces.flush()
         plugins.reap()
     }
 

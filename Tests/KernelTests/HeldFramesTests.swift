@@ -56,9 +56,9 @@ import Testing
         let rig = try Rig()
         try rig.send(0..<3)
         #expect(rig.arrived.isEmpty)
-        rig.kernel.endTurn()
+        rig.kernel.interfaces.flush()
         #expect(rig.arrived == [0, 1, 2])
-        rig.kernel.endTurn()
+        rig.kernel.interfaces.flush()
         #expect(rig.arrived.isEmpty)
         rig.finish()
     }
@@ -69,7 +69,7 @@ import Testing
         #expect(rig.arrived == Array(0..<8))
         try rig.send(8..<19)
         #expect(rig.arrived == Array(8..<16))
-        rig.kernel.endTurn()
+        rig.kernel.interfaces.flush()
         #expect(rig.arrived == [16, 17, 18])
         rig.finish()
     }

@@ -162,6 +162,7 @@ package final class Reactor {
             $0.share(kernel)
         }
         kernel.endTurn()
+        kernel.interfaces.flush()
         while let handler = retired.popLast() { handler.release() }
     }
 

@@ -245,6 +245,7 @@ package final class InterfaceTable {
     /// Buffers that devices keep ready and that hold no packet.
     package var sparePackets: Int { slots.reduce(0) { $0 + ($1?.device.spareBuffers ?? 0) } }
 
+    /// Frames that devices hold back are written: the last thing of the live loop's turn.
     package func flush() {
         for index in 0..<deviceCount { devices[index]({ $0.flush() }) }
     }

@@ -18,6 +18,7 @@ package final class Reactor {
     private let kernel: Kernel
     private let clock: Borrowed<KernelClock>
     private let streamRings: Borrowed<StreamRingWatch>
+    private let interfaces: Borrowed<InterfaceTable>
     private let epoll: Int32
     private let wakeDescriptor: Int32
     private var signalDescriptor: Int32 = -1
@@ -41,6 +42,7 @@ package final class Reactor {
         self.kernel = kernel
         clock = Borrowed(kernel.clock)
         streamRings = Borrowed(kernel.streamRings)
+        interfaces = Borrowed(kernel.interfaces)
         slice = LoopSlice(kernel: kernel)
         epoll = epoll_create1(Int32(EPOLL_CLOEXEC))
         wakeDescriptor = eventfd(0, Int32(EFD_CLOEXEC | EFD_NONBLOCK))
@@ -162,7 +164,7 @@ package final class Reactor {
             $0.share(kernel)
         }
         kernel.endTurn()
-        kernel.interfaces.flush()
+        interfaces { $0.flush() }
         while let handler = retired.popLast() { handler.release() }
     }
 
